@@ -1,0 +1,53 @@
+"""Trains the sample checkpoints: `python -m pekit.sample.train {grounding,features,masks,lvlm,all} --out DIR`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from pekit.records import UserError
+
+MODELS = ("grounding", "features", "masks", "lvlm")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser; reading its help loads no model library."""
+    parser = argparse.ArgumentParser(prog="python -m pekit.sample.train", description=__doc__)
+    parser.add_argument("model", choices=(*MODELS, "all"), help="which checkpoint to train.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder that receives one model folder per model, and a folder 'work' with the drawn scenes and the state to resume from.",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device to train on.")
+    parser.add_argument("--steps", type=int, help="optimiser steps; by default what the shipped checkpoint took.")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the scenes, the weights and the order.")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw scenes.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what the command line asks for.
+
+    Args:
+        argv: arguments; those of the process when None.
+
+    Returns:
+        The exit status: 2 after an error the user can mend.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        for name in MODELS if args.model == "all" else (args.model,):
+            module = import_module(f"pekit.sample.train.{name}")
+            module.train(args.out, args.device, args.steps, args.seed, args.workers)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
