@@ -1,0 +1,171 @@
+"""The sample LVLM: a small InternVL with its processor, untrained, in the format `from_pretrained` reads."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
+from pekit.sample.models.features import sine_positions
+
+IMAGE_SIZE = 192
+PATCH = 12
+DOWNSAMPLE = 0.5
+IMAGE_TOKENS = int((IMAGE_SIZE / PATCH * DOWNSAMPLE) ** 2)
+VISION_WIDTH = 128
+TEXT_WIDTH = 128
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<IMG_CONTEXT>",
+    "<img>",
+    "</img>",
+    "<video>",
+)
+ROLES = ("system", "user", "assistant", "USER", "ASSISTANT", "image")
+WORDS = """
+A B a all an and animal answer any appear are at be below beside big bottom box boxes by called can centre color colors colour
+colours count describe do does down each enclosed entity following for from gray grey has have here how image in inside is
+it its kind left main many me mention middle more most name named no not number object objects of on one only option or
+other pattern patterned personal photo pick picture question right say see seen shape shown side some sort stand surface
+texture than that the their there thing things this three to top total two type up upper lower very view visible what
+where which with you
+s sks zero four five six seven eight nine ten pink purple
+0 1 2 3 4 5 6 7 8 9 10 11 12
+""".split()
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\n' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ '<IMG_CONTEXT>\n' }}
+{%- elif part['type'] == 'text' -%}{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
+"""
+
+
+def build_lvlm(out: Path, seed: int) -> None:
+    """Writes an untrained sample InternVL with its processor.
+
+    Args:
+        out: folder to write the model, its tokenizer, processor, chat template and generation settings to; created when missing.
+        seed: the same seed gives the same weights.
+    """
+    tokenizer = build_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH,
+            hidden_size=VISION_WIDTH,
+            intermediate_size=3 * VISION_WIDTH,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            attention_bias=True,
+            layer_scale_init_value=1.0,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=ids(END),
+            pad_token_id=ids(PAD),
+        ),
+        image_token_id=ids(IMAGE),
+        image_seq_length=IMAGE_TOKENS,
+        downsample_ratio=DOWNSAMPLE,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():
+        embeddings = model.model.vision_tower.embeddings
+        # Patches that know from the start where they are learn to look at their neighbours far sooner.
+        embeddings.position_embeddings[:, 1:] = 0.3 * sine_positions(IMAGE_SIZE // PATCH, VISION_WIDTH)
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids(END), pad_token_id=ids(PAD))
+    model.save_pretrained(out)
+    build_processor(tokenizer).save_pretrained(out)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the sample's words whole and spells every other text in bytes, so that any text survives it.
+
+    Returns:
+        The tokenizer, with the special tokens InternVL's processor asks for.
+    """
+    words = dict.fromkeys(word for phrase in (*CATEGORIES, *COLOURS, *PATTERNS) for word in phrase.split())
+    known = [*ROLES, *WORDS, *words]
+    known = dict.fromkeys([*known, *(word.capitalize() for word in known), *(word.upper() for word in words)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = dict.fromkeys([*alphabet, *known, *("Ġ" + word for word in known)])
+    specials = (PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO)
+    # Without merges a word is one token when the vocabulary holds it and single bytes otherwise.
+    tokenizer = Tokenizer(BPE({piece: k for k, piece in enumerate(pieces)}, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={
+            "start_image_token": IMAGE_START,
+            "end_image_token": IMAGE_END,
+            "context_image_token": IMAGE,
+            "video_token": VIDEO,
+        },
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    """Joins a tokenizer with the picture settings of the sample InternVL: the whole photo squashed to one tile.
+
+    Args:
+        tokenizer: of `build_tokenizer`.
+
+    Returns:
+        The processor.
+    """
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    pixels = {"size": size, "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(crop_to_patches=False, **pixels),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(**pixels),
+        image_seq_length=IMAGE_TOKENS,
+        chat_template=CHAT_TEMPLATE,
+    )
