@@ -1,0 +1,247 @@
+"""Options shared by the scripts. Imports neither torch nor transformers, so ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from pekit.records import UserError
+
+DATASETS = ("myvlm", "yollava", "this-is-my")
+TEST_SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
+SAMPLE_CHECKPOINTS = Path(__file__).parent.parent / "sample" / "checkpoints"
+MODEL_SETS: dict[str, dict[str, str]] = {
+    "paper": {
+        "grounding": "IDEA-Research/grounding-dino-base",
+        "masks": "facebook/sam-vit-base",
+        "features": "facebook/dinov2-large",
+        "lvlm": "OpenGVLab/InternVL3-14B",
+    },
+    "small": {
+        "grounding": "IDEA-Research/grounding-dino-tiny",
+        "masks": "facebook/sam-vit-base",
+        "features": "facebook/dinov2-base",
+        "lvlm": "OpenGVLab/InternVL3-1B",
+    },
+    "sample": {role: str(SAMPLE_CHECKPOINTS / role) for role in ("grounding", "masks", "features", "lvlm")},
+}
+MODEL_OPTIONS = {"grounding": "grounding_model", "masks": "sam_model", "features": "dino_model"}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which checkpoints, where and how they run.
+
+    Attributes:
+        grounding, masks, features: hub id, ``id@revision`` or local folder.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:1".
+        dtype: "float32", "bfloat16" or "float16".
+        size: side S of the squashed picture in px.
+        offline: never ask the hub.
+        compile: run the models through ``torch.compile``.
+    """
+
+    grounding: str
+    masks: str
+    features: str
+    device: str = "auto"
+    dtype: str = "float32"
+    size: int = 518
+    offline: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class LoadingSettings:
+    """How photos are read and batched.
+
+    Attributes:
+        batch_size: photos per forward pass; 0 finds what fits.
+        num_workers: processes that decode and prepare photos; 0 does it in the main process.
+        strict: stop at the first unreadable photo.
+        exif: turn photos as their EXIF orientation says (the published codes do not).
+    """
+
+    batch_size: int = 1
+    num_workers: int = 2
+    strict: bool = False
+    exif: bool = False
+
+
+def flag(text: str) -> bool:
+    """Read a yes/no value, so that ``--grounding_sam False`` is false."""
+    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return value
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def batch_size(text: str) -> int:
+    """Read a batch size: a whole number, or ``auto`` (0)."""
+    return 0 if text == "auto" else positive(text)
+
+
+def device_ids(text: str) -> tuple[int, ...]:
+    """Read ``0,1,2``."""
+    try:
+        return tuple(int(part) for part in text.replace(" ", ",").split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of device numbers such as 0,1") from None
+
+
+def thresholds(text: str) -> tuple[float, ...]:
+    """Read one similarity threshold, a list ``0.5,0.75`` or a range ``0.5:0.9:0.05`` with both ends in it."""
+    try:
+        if ":" in text:
+            first, last, step = (Decimal(part) for part in text.split(":"))
+            if step <= 0 or last < first:
+                raise argparse.ArgumentTypeError(f"'{text}' is not a rising range first:last:step")
+            values = [first + i * step for i in range(int((last - first) / step) + 1)]
+        else:
+            values = [Decimal(part) for part in text.split(",")]
+    except (InvalidOperation, ValueError):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number, a list 0.5,0.75 or a range 0.5:0.9:0.05") from None
+    if any(not -1 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' holds a value that no cosine similarity can have (-1 to 1)")
+    return tuple(dict.fromkeys(float(value) for value in values))
+
+
+def add_flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Add an option that is off unless given, and that also takes True or False as published commands write it."""
+    group.add_argument(name, nargs="?", type=flag, const=True, default=False, metavar="True|False", help=help)
+
+
+def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParser:
+    """Parent parser: where photos, views and results lie and which views are used."""
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("data")
+    group.add_argument("--data_folder", type=Path, default=Path("./datasets/"), help="Folder that holds the data sets.")
+    group.add_argument("--dataset", required=True, choices=datasets, help="Which data set's layout to read.")
+    group.add_argument(
+        "--variation",
+        choices=("normal", "augment"),
+        default="normal",
+        help="Reference views: the photos alone, or with their augmentations.",
+    )
+    group.add_argument("--n_training_views", type=positive, default=5, help="Reference photos per concept (5).")
+    add_flag(group, "--grounding_sam", "Views whose masks SAM cut out, in place of filled boxes.")
+    add_flag(group, "--multi_concept", "The multi-concept part of this-is-my.")
+    group.add_argument(
+        "--features_folder", type=Path, default=Path("./features/"), help="Folder of the stored views (./features/)."
+    )
+    group.add_argument("--seed", type=natural, default=42, help="Seed of every random draw (42).")
+    group.add_argument("--limit", type=positive, help="Take only the first N photos (or questions).")
+    return parent
+
+
+def model_options() -> argparse.ArgumentParser:
+    """Parent parser: checkpoints, devices, reading and batching."""
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("models")
+    group.add_argument(
+        "--models",
+        default="paper",
+        help="Set of checkpoints: paper (default), small (published smaller ones), sample (the bundled ones, which know "
+        "drawn objects only), or a folder with grounding/, masks/, features/ in it.",
+    )
+    for option, what in (
+        ("--grounding_model", "Grounding DINO"),
+        ("--sam_model", "SAM"),
+        ("--dino_model", "DINOv2"),
+    ):
+        group.add_argument(option, help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder.")
+    group.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), or a torch device.")
+    group.add_argument("--device_ids", type=device_ids, default=(), help="GPUs to spread over, such as 0,1,2,3.")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="Number format of the models (float32, as published).",
+    )
+    group.add_argument("--dino_img_size", type=positive, default=518, help="Side S of the squashed picture in px (518).")
+    group.add_argument(
+        "--batch_size", type=batch_size, default=1, help="Photos per forward pass, or auto for what fits (1)."
+    )
+    group.add_argument(
+        "--num_workers", type=natural, default=default_workers(), help="Processes that decode and prepare photos."
+    )
+    add_flag(group, "--compile", "Run the models through torch.compile: slow to start, faster on long runs.")
+    add_flag(group, "--offline", "Use only what is on disk; never ask the hub.")
+    add_flag(group, "--strict", "Stop at the first unreadable photo.")
+    add_flag(group, "--exif", "Turn photos as their EXIF orientation says (published results do not).")
+    return parent
+
+
+def default_workers() -> int:
+    """Half of the cores, at most 8: the models need the others."""
+    return min(8, (os.cpu_count() or 2) // 2)
+
+
+def model_settings(args: argparse.Namespace) -> ModelSettings:
+    """Resolve the set of checkpoints and the options that replace single ones.
+
+    Raises:
+        UserError: ``--models`` names neither a set nor a folder.
+    """
+    chosen = MODEL_SETS.get(args.models)
+    if chosen is None:
+        folder = Path(args.models)
+        if not folder.is_dir():
+            raise UserError(
+                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder: give one of them, or a folder "
+                "that holds grounding/, masks/ and features/"
+            )
+        chosen = {role: str(folder / role) for role in MODEL_OPTIONS}
+    roles = {role: getattr(args, option) or chosen[role] for role, option in MODEL_OPTIONS.items()}
+    return ModelSettings(
+        **roles,
+        device=args.device,
+        dtype=args.dtype,
+        size=args.dino_img_size,
+        offline=args.offline,
+        compile=args.compile,
+    )
+
+
+def loading_settings(args: argparse.Namespace) -> LoadingSettings:
+    """How photos are read, from the parsed options."""
+    return LoadingSettings(args.batch_size, args.num_workers, args.strict, args.exif)
+
+
+def run_script(command: Callable[[], int], offline: bool) -> int:
+    """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "httpx2", "openai", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for a newer release at import
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        return 130

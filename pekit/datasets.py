@@ -1,0 +1,378 @@
+"""The benchmarks as they lie on disk: folders, splits, concept names, photos.
+
+Everything here reads what is there: concepts are the folders found, put in the published order where they are the
+published ones, so a person's own photos in one of the three layouts work as well as the benchmark itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pekit.records import Concept, Photo, PhotoError, UserError
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .heic .heif .avif".split())
+NOT_CONCEPTS = frozenset({"docs", "negative_example", "__macosx"})
+LFS_POINTER = b"version https://git-lfs"
+
+# Folder names under which people keep each data set, the published one first; compared without case.
+ROOTS = {
+    "myvlm": ("myvlm/data", "myvlm", "data", "."),
+    "yollava": ("YoLLaVA", "yollava-data", "yollava", "."),
+    "this-is-my": ("This-is-My-Img", "this-is-my", "."),
+}
+SPLITS = {
+    "train": ("train", "Reference Images"),
+    "test": ("test", "Validation"),
+    "validation": ("validation", "val"),
+}
+DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
+
+
+@cache
+def _published() -> dict:
+    return json.loads((Path(__file__).parent / "concepts.json").read_text(encoding="utf-8"))
+
+
+def published(dataset: str, multi_concept: bool = False) -> tuple[str, ...]:
+    """The published concept names of a data set, in the order of its per-concept arrays."""
+    return tuple(_published()[f"{dataset} multi-concept" if multi_concept else dataset])
+
+
+def name_map(kind: str) -> dict[str, str]:
+    """The released name maps of this-is-my: kind "display" (apostrophes) or "invented"."""
+    return _published()[f"this-is-my {kind} names"]
+
+
+def natural_key(name: str) -> tuple:
+    """Sort key under which ``2.png`` comes before ``10.png``."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name))
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def without_category(folder: str) -> str:
+    """Drop the last ``-category`` part: ``pig-cup-cup`` -> ``pig-cup``, ``Alexs hat-hat`` -> ``Alexs hat``."""
+    return folder.rpartition("-")[0] or folder
+
+
+def concept_of_folder(dataset: str, folder: str) -> Concept:
+    """The concept that a folder of photos stands for.
+
+    The grounding prompt is the folder's name in lower case, ``-`` read as a space, closed with a full stop
+    (the released extraction's wording).
+    """
+    prompt = folder.lower().replace("-", " ").strip().rstrip(".") + "."
+    if dataset == "this-is-my":
+        short = without_category(folder)
+        name = name_map("display").get(short, short)
+    else:
+        name = folder.replace("_", " ")
+    return Concept(folder, prompt, name)
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_]+", " ", name.replace("\u2019", "'").replace("'", "")).strip().casefold()
+
+
+def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
+    """Find the concept that a short, display or folder name means.
+
+    "Casey" is "Casey-man", "Caseys boosted board" is "Caseys boosted board-skateboard", and a list name such as
+    "pig-cup-cup" is the folder "pig-cup". Case, ``_`` and apostrophes do not matter.
+
+    Returns:
+        The concept, or None where no concept has that name.
+    """
+    concepts = tuple(concepts)
+    wanted = _folded(short)
+    for names in (
+        lambda concept: (concept.key, concept.name),
+        lambda concept: (without_category(concept.key),),
+    ):
+        for concept in concepts:
+            if wanted in map(_folded, names(concept)):
+                return concept
+    list_name = _folded(without_category(short))
+    return next((concept for concept in concepts if _folded(concept.key) == list_name), None)
+
+
+def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
+    index = {}
+    for i, name in enumerate(published(dataset, multi_concept)):
+        folder = without_category(name) if dataset == "yollava" else name
+        index[_folded(folder)] = i
+        index.setdefault(_folded(name), i)
+    return index
+
+
+def _in_published_order(folders: list[str], dataset: str, multi_concept: bool) -> list[str]:
+    """Put folders in the published order, others behind; name in a warning what is missing and what is extra."""
+    index = _published_index(dataset, multi_concept)
+    names = published(dataset, multi_concept)
+    known = [folder for folder in folders if _folded(folder) in index]
+    extra = [folder for folder in folders if _folded(folder) not in index]
+    known.sort(key=lambda folder: index[_folded(folder)])
+    found = {index[_folded(folder)] for folder in known}
+    missing = [name for i, name in enumerate(names) if i not in found]
+    if not known:
+        log.warning("%s: none of the %d published concepts is here; taking the %d folders found: %s",
+                    dataset, len(names), len(extra), ", ".join(extra))  # fmt: skip
+    elif missing or extra:
+        log.warning("%s: %d of the %d published concepts are here; missing: %s; not in the published list: %s",
+                    dataset, len(known), len(names), ", ".join(missing) or "none", ", ".join(extra) or "none")  # fmt: skip
+    return known + extra
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def _child(folder: Path, relative: str) -> Path | None:
+    """Find a folder by a relative name, whatever its case."""
+    for part in relative.split("/"):
+        if part == ".":
+            continue
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        match = part if part in names else next((name for name in names if name.lower() == part.lower()), None)
+        if match is None:
+            return None
+        folder = folder / match
+    return folder
+
+
+def _first_child(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((found for name in names if (found := _child(folder, name))), None)
+
+
+def concept_folders(folder: Path) -> list[Path]:
+    """The folders inside a folder that can be concepts, in natural order; known others are left out with a note."""
+    found = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: natural_key(entry.name)):
+        if not entry.is_dir() or entry.name.startswith("."):
+            continue
+        if entry.name.lower() in NOT_CONCEPTS:
+            log.info("left out %s: not a concept", entry)
+        else:
+            found.append(entry)
+    return found
+
+
+def find_root(data_folder: Path, dataset: str, multi_concept: bool = False) -> Path:
+    """The folder of a data set: for this-is-my ``…/Single-concept`` or ``…/Multi-concept``, else the data set's own.
+
+    Raises:
+        UserError: no folder of that layout is in ``data_folder``.
+    """
+    if not data_folder.is_dir():
+        raise UserError(f"--data_folder {data_folder} is not a folder: name the one that holds {ROOTS[dataset][0]}")
+    if multi_concept and dataset != "this-is-my":
+        raise UserError(f"--multi_concept goes with --dataset this-is-my; {dataset} has no multi-concept part")
+    for name in ROOTS[dataset]:
+        root = _child(data_folder, name)
+        if root is None:
+            continue
+        if dataset == "this-is-my":
+            root = _child(root, "Multi-concept" if multi_concept else "Single-concept") or (
+                root if name != "." and not multi_concept and _first_child(root, SPLITS["train"]) else None
+            )
+        elif dataset == "yollava":
+            root = root if _first_child(root, SPLITS["train"] + SPLITS["test"]) else None
+        elif name in ("data", "."):  # only where concept folders with photos lie directly inside
+            root = root if any(list_photos(folder) for folder in concept_folders(root)) else None
+        if root is not None:
+            return root
+    part = {"this-is-my": "/Multi-concept" if multi_concept else "/Single-concept"}.get(dataset, "")
+    raise UserError(
+        f"--data_folder {data_folder} has no {ROOTS[dataset][0]}{part} in it: put the {dataset} data set there or name "
+        "the folder that holds it"
+    )
+
+
+def split_folder(root: Path, dataset: str, split: str) -> Path:
+    """The folder of a split; myvlm has none, so its root serves every split.
+
+    Raises:
+        UserError: the split is not on disk.
+    """
+    if dataset == "myvlm":
+        return root
+    found = _first_child(root, SPLITS[split])
+    if found is None:
+        raise UserError(f"--split {split}: {root} has no folder {SPLITS[split][0]}; check --split and --data_folder")
+    return found
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """The photos in a folder in natural order of their names, typed by content.
+
+    A file with an image's suffix counts even where it cannot be read (reading it will say so); another file counts
+    when its content is an image. Hidden files do not count.
+    """
+    files = sorted((e for e in folder.iterdir() if e.is_file()), key=lambda entry: natural_key(entry.name))
+    return [file for file in files if not file.name.startswith(".") and _is_photo(file)]
+
+
+def _is_photo(file: Path) -> bool:
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with Image.open(file):
+            return True
+    except (OSError, Image.DecompressionBombError):
+        return False
+
+
+def read_concepts(data_folder: Path, dataset: str, multi_concept: bool = False, split: str = "train") -> tuple[Concept, ...]:  # fmt: skip
+    """The concepts of a data set: the folders of a split, in the published order where they are published ones.
+
+    Raises:
+        UserError: the data set or split is not there, or holds no folder.
+    """
+    folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
+    names = [entry.name for entry in concept_folders(folder) if dataset != "myvlm" or list_photos(entry)]
+    if not names:
+        raise UserError(f"{folder} holds no concept folders: each concept is a folder of photos")
+    return tuple(concept_of_folder(dataset, name) for name in _in_published_order(names, dataset, multi_concept))
+
+
+def _photo(path: Path, data_folder: Path, concepts: tuple[str, ...]) -> Photo:
+    return Photo(path, path.relative_to(data_folder).as_posix(), concepts)
+
+
+def reference_photos(data_folder: Path, dataset: str, multi_concept: bool, split: str, concepts: Sequence[Concept],
+                     n_training_views: int) -> list[Photo]:  # fmt: skip
+    """The first ``n_training_views`` photos of each concept, in natural order of file names."""
+    folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
+    photos = []
+    for concept in concepts:
+        own = list_photos(folder / concept.key)
+        if not own:
+            raise UserError(f"{folder / concept.key} holds no photo: add reference photos or remove the folder")
+        if len(own) < n_training_views:
+            log.warning("%s has %d photos, fewer than the %d views asked for", concept.key, len(own), n_training_views)
+        photos += [_photo(path, data_folder, (concept.key,)) for path in own[:n_training_views]]
+    return photos
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What per-unit metrics are counted over: one concept, or a test folder ``A_and_B`` with all its concepts."""
+
+    name: str
+    concepts: tuple[str, ...]
+
+
+def test_photos(data_folder: Path, dataset: str, multi_concept: bool, split: str, test_split: str,
+                concepts: Sequence[Concept]) -> tuple[list[Unit], list[Photo]]:  # fmt: skip
+    """The photos to recognize concepts in, and the units that metrics are counted over.
+
+    Photos of a concept without views cannot be judged as positives; they stay as negatives of the others.
+
+    Raises:
+        UserError: the split or test split is not there, or a multi-concept folder names no known concept.
+    """
+    folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
+    if dataset == "this-is-my" and not multi_concept and split != "train":
+        parts = folder
+        folder = _child(parts, test_split) or folder
+        if folder == parts:
+            raise UserError(f"--test_split '{test_split}': {parts} has no such folder; it has {_names(parts)}")
+    if multi_concept and split != "train":
+        return _multi_concept_photos(data_folder, folder, concepts)
+    known = {concept.key for concept in concepts}
+    units = [Unit(concept.key, (concept.key,)) for concept in concepts]
+    photos = []
+    for own in concept_folders(folder):
+        if own.name not in known:
+            log.warning("%s has no reference photos; its test photos count as negatives of the others", own.name)
+        for path in list_photos(own):
+            photos.append(_photo(path, data_folder, _shown(path, own.name, concepts)))
+    if not photos:
+        raise UserError(f"{folder} holds no photo in concept folders; check --split and --data_folder")
+    return units, photos
+
+
+def _shown(path: Path, folder: str, concepts: Sequence[Concept]) -> tuple[str, ...]:
+    """The concepts a photo shows: its folder's, and the partner's where the name ends in ``_double.png``."""
+    if path.name.lower().endswith("_double.png"):
+        for pair in DOUBLES:
+            if without_category(folder) in pair:
+                partner = resolve_name(pair[1 - pair.index(without_category(folder))], concepts)
+                return (folder, partner.key) if partner else (folder,)
+    return (folder,)
+
+
+def _multi_concept_photos(data_folder: Path, folder: Path, concepts: Sequence[Concept]) -> tuple[list[Unit], list[Photo]]:  # fmt: skip
+    units, photos = [], []
+    for own in concept_folders(folder):
+        parts = [resolve_name(part, concepts) for part in own.name.split("_and_")]
+        keys = tuple(part.key for part in parts if part)
+        if len(parts) < 2 or len(keys) < len(parts):
+            raise UserError(
+                f"{own}: its name does not read as A_and_B of the concepts in train ({', '.join(c.key for c in concepts)})"
+            )
+        units.append(Unit(own.name, keys))
+        photos += [_photo(path, data_folder, keys) for path in list_photos(own)]
+    if not photos:
+        raise UserError(f"{folder} holds no photo in folders named A_and_B; check --data_folder")
+    return units, photos
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(f"'{entry.name}'" for entry in concept_folders(folder)) or "no folders"
+
+
+# --- photos -------------------------------------------------------------------------------------------------------
+
+
+def open_image(path: Path, exif: bool = False) -> Image.Image:
+    """Decode a photo to RGB as the published codes do: alpha is dropped, EXIF orientation ignored unless asked for.
+
+    Returns:
+        An RGB image of the photo's own size.
+
+    Raises:
+        PhotoError: the file is missing, damaged, no image, or a Git LFS pointer.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise PhotoError(f"{path} is a Git LFS pointer, not the photo: run 'git lfs pull' in its repository")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                if exif:
+                    from PIL import ImageOps
+
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
+    except FileNotFoundError:
+        raise PhotoError(f"{path} is not there") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PhotoError(f"{path} cannot be read as an image: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips at 255
+        values = np.asarray(image).astype(np.float64)
+        scale = 1.0 if values.max(initial=0) <= 255 and image.mode in ("F", "I") else 255.0 / 65535.0
+        image = Image.fromarray(np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """The whole photo at size x size, aspect ratio not kept, antialiased bilinear (method, step 1)."""
+    return image.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,0 +1,165 @@
+"""DINOv2 patch grids, and pooling patches under boxes and masks (method, step 3).
+
+A patch (i, j) belongs to a region when the region holds pixel (p·i, p·j). A box therefore selects a rectangle of the
+grid, and its mean is four look-ups in a summed-area table; no box is ever drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from pekit.hub import find_checkpoint
+from pekit.records import UserError
+
+MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+
+
+class PatchFeatures:
+    """DINOv2 as a function from squashed pictures to patch grids.
+
+    Args:
+        source: checkpoint, as ``--dino_model`` takes it.
+        size: side S of the squashed picture in px; a multiple of the model's patch size.
+        device, dtype: where and in which number format the model runs.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or S is not a multiple of its patch size.
+    """
+
+    def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        checkpoint = find_checkpoint(source, "--dino_model", MODEL_TYPES)
+        config = checkpoint.config
+        self.patch = int(config.patch_size)
+        if size % self.patch:
+            raise UserError(f"--dino_img_size {size} is not a multiple of the model's patch size: take {size // self.patch * self.patch}")  # fmt: skip
+        self.grid, self.width = size // self.patch, int(config.hidden_size)
+        self._skip = 1 + getattr(config, "num_register_tokens", 0)  # class token, registers
+        self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), keep_size=True)
+        self.model = checkpoint.load(AutoModel, dtype, device)
+        self.source = checkpoint.described()
+        self.device, self.dtype = device, dtype
+
+    @torch.inference_mode()
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Compute patch grids.
+
+        Args:
+            pixel_values: f32 (B, 3, S, S), prepared by ``prepare``.
+
+        Returns:
+            f32 (B, G, G, D), the layer-normed patch tokens, on the model's device.
+        """
+        pixel_values = pixel_values.to(self.device, self.dtype, non_blocking=True)
+        tokens = self.model(pixel_values=pixel_values).last_hidden_state[:, self._skip :]
+        return tokens.float().reshape(len(tokens), self.grid, self.grid, -1)
+
+
+class PictureInput:
+    """A model's own image processor for one picture; small and picklable, so loader workers can hold it.
+
+    Args:
+        processor: the checkpoint's image processor, Pillow backend (the resampling of the published code).
+        keep_size: leave out resizing and cropping; only scale and normalise.
+    """
+
+    def __init__(self, processor: object, keep_size: bool = False) -> None:
+        self._processor = processor
+        self._options = {"do_resize": False, "do_center_crop": False} if keep_size else {}
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        """f32 (3, h, w) model input of an RGB picture."""
+        values = self._processor(images=picture, return_tensors="np", **self._options)["pixel_values"][0]  # type: ignore[operator]
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def pixel_boxes(boxes_xyxy: np.ndarray, size: int) -> np.ndarray:
+    """Truncate corners to whole pixels and clamp them to the picture.
+
+    Args:
+        boxes_xyxy: float (M, 4), px of the S x S picture.
+        size: S.
+
+    Returns:
+        int64 (M, 4); the box fills pixels x0 <= x < x1, y0 <= y < y1, none where x1 <= x0 or y1 <= y0.
+    """
+    return np.clip(np.trunc(boxes_xyxy).astype(np.int64), 0, size)
+
+
+def patch_rectangles(boxes: np.ndarray, patch: int) -> np.ndarray:
+    """The grid rectangles whose sampled pixels lie in filled boxes.
+
+    Args:
+        boxes: int (M, 4), from ``pixel_boxes``.
+        patch: p in px.
+
+    Returns:
+        int64 (M, 4): first and past-the-end column and row, as xyxy; empty where a box holds no sampled pixel.
+    """
+    return -(-boxes // patch)  # pixel p·j lies in [x0, x1) exactly for j in [ceil(x0/p), ceil(x1/p))
+
+
+def sampled(masks: np.ndarray, patch: int) -> np.ndarray:
+    """Which patches belong to masks: bool (M, S, S) -> bool (M, G, G), the masks at pixels (p·i, p·j)."""
+    return masks[:, ::patch, ::patch]
+
+
+def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Mean patch feature in each grid rectangle.
+
+    Equal rectangles share one descriptor bit for bit, so ties stay ties.
+
+    Args:
+        grid: f32 (G, G, D).
+        rectangles: int (M, 4), from ``patch_rectangles``.
+
+    Returns:
+        descriptors f32 (U, D) of the U different non-empty rectangles, on the grid's device, and
+        which int64 (M,), the descriptor of each rectangle, -1 for an empty one.
+    """
+    filled = (rectangles[:, 2] > rectangles[:, 0]) & (rectangles[:, 3] > rectangles[:, 1])
+    which = np.full(len(rectangles), -1, dtype=np.int64)
+    if not filled.any():
+        return grid.new_zeros((0, grid.shape[-1])), which
+    unique, which[filled] = np.unique(rectangles[filled], axis=0, return_inverse=True)
+    x0, y0, x1, y1 = torch.from_numpy(unique).to(grid.device).unbind(1)
+    rows = cols = grid.shape[0] + 1
+    # fp64: an fp32 table errs by about 1e-4 where a small box is the difference of large sums
+    exact = torch.float32 if grid.device.type == "mps" else torch.float64
+    table = grid.new_zeros((rows, cols, grid.shape[-1]), dtype=exact)
+    table[1:, 1:] = grid.to(exact).cumsum(0).cumsum_(1)
+    total = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
+    return (total / ((x1 - x0) * (y1 - y0))[:, None]).to(torch.float32), which
+
+
+def pool_masks(grid: torch.Tensor, members: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Mean patch feature under each mask, as one product with the 0/1 membership matrix.
+
+    Args:
+        grid: f32 (G, G, D).
+        members: bool (M, G, G), from ``sampled``.
+
+    Returns:
+        As ``pool_boxes``: descriptors f32 (U, D), which int64 (M,) with -1 for masks without patches.
+    """
+    flat = members.reshape(len(members), -1)
+    counts = flat.sum(1)
+    which = np.where(counts > 0, np.cumsum(counts > 0) - 1, -1)
+    chosen = torch.from_numpy(flat[counts > 0]).to(grid.device, grid.dtype)
+    total = chosen @ grid.reshape(-1, grid.shape[-1])
+    return total / chosen.sum(1, keepdim=True), which
+
+
+def patches_under(grid: torch.Tensor, member: np.ndarray) -> np.ndarray:
+    """The patch features of one region in reading order: (G, G, D) and bool (G, G) -> f32 (P, D) numpy."""
+    return grid[torch.from_numpy(member).to(grid.device)].cpu().numpy()
+
+
+def rectangle_members(rectangle: np.ndarray, grid: int) -> np.ndarray:
+    """bool (G, G) membership of one grid rectangle."""
+    member = np.zeros((grid, grid), dtype=bool)
+    x0, y0, x1, y1 = rectangle
+    member[y0:y1, x0:x1] = True
+    return member

@@ -1,0 +1,182 @@
+"""Loading checkpoints: from the hub, its cache, or a folder, with errors that say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from pekit.records import UserError
+
+log = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+EDGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint comes from.
+
+    Attributes:
+        source: what the option said: hub id, ``id@revision`` or a folder.
+        name: the part that ``from_pretrained`` takes.
+        revision: the commit it resolved to, None for a folder.
+        fingerprint: digest of configuration and weight files, the same for a hub checkpoint and a local copy of it.
+    """
+
+    source: str
+    name: str
+    revision: str | None
+    fingerprint: str
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found, before its weights are read."""
+
+    option: str
+    source: str
+    name: str
+    revision: str | None
+    config: Any
+
+    def load(self, model_class: Any, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """Load the weights for inference.
+
+        Raises:
+            UserError: weights are missing, damaged, or not of this architecture.
+        """
+        with _explained(self.option, self.source):
+            model, info = model_class.from_pretrained(
+                self.name, revision=self.revision or "main", dtype=dtype, output_loading_info=True
+            )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise UserError(
+                f"{self.option} {self.source} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]}, …): "
+                "give a complete checkpoint"
+            )
+        return model.to(device).eval().requires_grad_(False)
+
+    def part(self, auto_class: Any, **options: Any) -> Any:
+        """Load a tokenizer or an image processor of the checkpoint."""
+        with _explained(self.option, self.source):
+            return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
+
+    def described(self) -> ModelSource:
+        """Name, revision and fingerprint; call it once the weights are on disk, that is, after ``load``."""
+        with _explained(self.option, self.source):
+            folder = Path(self.name)
+            if not folder.is_dir():
+                folder = Path(_cached(self.name, self.revision)).parent
+        return ModelSource(self.source, self.name, self.revision, fingerprint(folder))
+
+
+def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> Checkpoint:
+    """Find a checkpoint and read its configuration.
+
+    Args:
+        source: hub id, ``id@revision``, or a folder written by ``save_pretrained``.
+        option: the option it came from, for messages.
+        model_types: architectures that fit, as ``config.json`` names them.
+
+    Raises:
+        UserError: no such folder, no such checkpoint, no network, or another architecture.
+    """
+    name, _, revision = source.partition("@")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{option} {source} has no config.json: give a folder written by save_pretrained, or a hub id")
+        name, revision = str(folder), ""
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
+    with _explained(option, source):
+        config = AutoConfig.from_pretrained(name, revision=revision or "main")
+    if config.model_type not in model_types:
+        raise UserError(f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}")
+    commit = None if folder.is_dir() else getattr(config, "_commit_hash", None) or revision or None
+    return Checkpoint(option, source, name, commit, config)
+
+
+class _explained:
+    """Turn the library's errors about missing or damaged checkpoints into one sentence with the mend."""
+
+    def __init__(self, option: str, source: str) -> None:
+        self.option, self.source = option, source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if kind is None or not issubclass(kind, (OSError, ValueError, KeyError, RuntimeError)):
+            return
+        if kind is torch.OutOfMemoryError:
+            return
+        if Path(self.source).expanduser().is_dir():
+            mend = "check that the folder is complete"
+        else:
+            mend = "check the id and the network, or download it where there is one and give the folder"
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{self.option} {self.source} cannot be loaded ({reason}): {mend}") from error
+
+
+def _cached(name: str, revision: str | None) -> str:
+    return transformers.utils.cached_file(name, "config.json", revision=revision or "main")
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of a checkpoint's configuration and weights, quick at any size.
+
+    Weight files count with their size, first and last MiB: enough to tell checkpoints apart, not to prove integrity.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    shards = sorted(folder.glob("model-*.safetensors")) + sorted(folder.glob("pytorch_model-*.bin"))
+    for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()][:1] + shards:
+        size = file.stat().st_size
+        digest.update(f"{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(EDGE_BYTES))
+            stream.seek(max(0, size - EDGE_BYTES))
+            digest.update(stream.read(EDGE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto``: a CUDA GPU, else Apple's, else the CPU.
+
+    Raises:
+        UserError: the device named is not on this machine.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not usable here ({str(error).splitlines()[0][:120]}): try --device cpu") from None
+    return chosen
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("pekit", "torch", "torchvision", "transformers", "numpy", "pillow", "albumentations"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,145 @@
+"""Photos to model inputs, in loader workers ahead of the models: decode, augment, squash once, prepare for each model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pekit.cli import LoadingSettings
+from pekit.datasets import open_image, squash
+from pekit.records import Photo, PhotoError
+
+ROTATION_LIMIT = 30
+FLIP_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to make: a photo, or one of its augmentations (0 is the untouched photo)."""
+
+    photo: Photo
+    augmentation: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prepared pictures.
+
+    Attributes:
+        tasks: B tasks whose photos could be read.
+        inputs: role -> f32 (B, 3, h, w), each model's own input.
+        pictures: B squashed RGB pictures, S x S, where asked for; else empty.
+        failed: tasks whose photos could not be read, with the reason.
+    """
+
+    tasks: list[Task]
+    inputs: dict[str, torch.Tensor]
+    pictures: list[Image.Image] = field(default_factory=list)
+    failed: list[tuple[Task, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def part(self, first: int, last: int) -> Batch:
+        """Pictures first..last-1, without the failed ones."""
+        inputs = {role: values[first:last] for role, values in self.inputs.items()}
+        return Batch(self.tasks[first:last], inputs, self.pictures[first:last])
+
+    def pin_memory(self) -> Batch:
+        """Pinned copies of the inputs, as the loader asks for on GPUs."""
+        return Batch(self.tasks, {r: v.pin_memory() for r, v in self.inputs.items()}, self.pictures, self.failed)
+
+
+def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Image.Image:
+    """A random rotation within ±30° (corners black, size kept), then a flip with probability 1/2.
+
+    The draw depends on the seed, the photo's name and the augmentation's number alone, so workers, order and
+    resuming do not matter.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    key = hashlib.sha256(f"{seed}/{photo}/{augmentation}".encode()).digest()
+    transform = albumentations.Compose(
+        [
+            albumentations.Rotate(limit=ROTATION_LIMIT, border_mode=0, fill=0, p=1.0),  # 0: constant border
+            albumentations.HorizontalFlip(p=FLIP_PROBABILITY),
+        ],
+        seed=int.from_bytes(key[:4], "big"),
+    )
+    return Image.fromarray(transform(image=np.asarray(image))["image"])
+
+
+class _Pictures(Dataset):
+    def __init__(self, tasks: Sequence[Task], size: int, prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
+                 exif: bool, seed: int, keep: bool) -> None:  # fmt: skip
+        self.tasks, self.size, self.prepare, self.seed, self.keep = tasks, size, prepare, seed, keep
+        # the augmentations of a photo follow each other: decode it once
+        self.decode = lru_cache(maxsize=1)(lambda path: open_image(path, exif))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: int) -> tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]:
+        task = self.tasks[index]
+        try:
+            image = self.decode(task.photo.path)
+        except PhotoError as error:
+            return task, str(error), {}, None
+        if task.augmentation:
+            image = augment(image, self.seed, task.photo.name, task.augmentation)
+        picture = squash(image, self.size)
+        inputs = {role: prepare(picture) for role, prepare in self.prepare.items()}
+        return task, None, inputs, picture if self.keep else None
+
+
+def _collate(items: list) -> Batch:
+    good = [item for item in items if item[1] is None]
+    inputs = {role: torch.stack([item[2][role] for item in good]) for role in (good[0][2] if good else {})}
+    pictures = [item[3] for item in good if item[3] is not None]
+    return Batch([item[0] for item in good], inputs, pictures, [(item[0], item[1]) for item in items if item[1]])
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def load_batches(tasks: Sequence[Task], size: int, prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
+                 loading: LoadingSettings, batch_size: int, seed: int = 0, pin: bool = False,
+                 keep_pictures: bool = False) -> Iterator[Batch]:  # fmt: skip
+    """Prepare pictures in the order of the tasks.
+
+    Args:
+        tasks: what to prepare.
+        size: side S of the squashed picture in px.
+        prepare: role -> function from the squashed picture to that model's input.
+        loading: worker processes, EXIF.
+        batch_size: pictures per batch.
+        seed: of the augmentations.
+        pin: copy inputs to pinned memory.
+        keep_pictures: hand the squashed pictures on as well.
+
+    Returns:
+        Batches; together they hold every task once, as a picture or as failed.
+    """
+    workers = min(loading.num_workers, -(-len(tasks) // batch_size))
+    return iter(
+        DataLoader(
+            _Pictures(tasks, size, prepare, loading.exif, seed, keep_pictures),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            prefetch_factor=2 if workers else None,
+            pin_memory=pin,
+        )
+    )

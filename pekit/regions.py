@@ -1,0 +1,159 @@
+"""Regions by open-vocabulary detection and segmentation: Grounding DINO and SAM (method, steps 2 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection, SamModel
+from transformers.image_transforms import center_to_corners_format
+
+from pekit.features import PictureInput
+from pekit.hub import find_checkpoint
+from pekit.records import Regions
+
+PROPOSAL_PROMPT = "object."
+PROPOSAL_SCORE = 0.01
+AUTOMATIC_MASK_IOU = 0.95
+
+
+class Grounder:
+    """Grounding DINO: squashed pictures and words to scored boxes.
+
+    Args:
+        source: checkpoint, as ``--grounding_model`` takes it.
+        size: side S of the squashed picture in px.
+        device, dtype: where and in which number format the model runs.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+
+    def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        checkpoint = find_checkpoint(source, "--grounding_model", ("grounding-dino", "mm-grounding-dino"))
+        self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
+        self._tokenizer = checkpoint.part(AutoTokenizer)
+        self.model = checkpoint.load(GroundingDinoForObjectDetection, dtype, device)
+        self.source = checkpoint.described()
+        self._size, self.device, self.dtype = size, device, dtype
+
+    @torch.inference_mode()
+    def _detect(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes f32 (B, Q, 4) in px and scores f32 (B, Q), the largest sigmoid over the text tokens."""
+        words = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
+        output = self.model(pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True), **words)
+        boxes = center_to_corners_format(output.pred_boxes.float()) * self._size
+        return boxes.cpu().numpy(), output.logits.float().sigmoid().amax(-1).cpu().numpy()
+
+    def ground(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> list[Regions]:
+        """Find what each prompt names: the highest-scoring box, however low its score.
+
+        Args:
+            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
+            prompts: B prompts, each closed with a full stop.
+
+        Returns:
+            B Regions of one box (M = 1), px of the S x S picture.
+        """
+        boxes, scores = self._detect(pixel_values, prompts)
+        best = scores.argmax(1)
+        return [Regions(b[[i]], s[[i]]) for b, s, i in zip(boxes, scores, best, strict=True)]
+
+    def propose(self, pixel_values: torch.Tensor) -> list[Regions]:
+        """Propose regions of any object: every box that scores above 0.01 for "object.", in the detector's order.
+
+        Args:
+            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
+
+        Returns:
+            B Regions, M differing.
+        """
+        boxes, scores = self._detect(pixel_values, [PROPOSAL_PROMPT] * len(pixel_values))
+        keep = scores > PROPOSAL_SCORE
+        return [Regions(b[k], s[k]) for b, s, k in zip(boxes, scores, keep, strict=True)]
+
+
+class Segmenter:
+    """SAM: masks from boxes, or of everything.
+
+    Args:
+        source: checkpoint, as ``--sam_model`` takes it.
+        size: side S of the squashed picture in px.
+        device, dtype: where and in which number format the model runs.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+    """
+
+    def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        checkpoint = find_checkpoint(source, "--sam_model", ("sam",))
+        self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
+        self.prepare = PictureInput(self._processor)
+        self.model = checkpoint.load(SamModel, dtype, device)
+        self.source = checkpoint.described()
+        self._size, self.device, self.dtype = size, device, dtype
+
+    @torch.inference_mode()
+    def cut(self, pixel_values: torch.Tensor, boxes_xyxy: np.ndarray) -> np.ndarray:
+        """Cut out what each box holds.
+
+        Args:
+            pixel_values: (B, 3, h, w), prepared by ``prepare``.
+            boxes_xyxy: f32 (B, 4), px of the S x S picture, not rounded.
+
+        Returns:
+            bool (B, S, S), of the three masks the one with the best predicted IoU.
+        """
+        side = self._processor.size["longest_edge"]  # squashed pictures are square
+        boxes = torch.from_numpy(boxes_xyxy).to(self.device, torch.float32) * (side / self._size)
+        output = self.model(
+            pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True),
+            input_boxes=boxes[:, None].to(self.dtype),
+            multimask_output=True,
+        )
+        best = output.iou_scores[:, 0].float().argmax(-1)
+        chosen = output.pred_masks[torch.arange(len(best), device=best.device), 0, best].float()
+        count = len(chosen)
+        masks = self._processor.post_process_masks(
+            chosen[:, None].cpu(), [(self._size, self._size)] * count, [(side, side)] * count
+        )
+        return torch.stack([mask[0] for mask in masks]).numpy()
+
+    @torch.inference_mode()
+    def everything(self, picture: Image.Image, min_area: int) -> Regions:
+        """SAM's automatic masks of a squashed picture: predicted IoU at least 0.95, smaller masks dropped.
+
+        Args:
+            picture: RGB, S x S.
+            min_area: masks of fewer pixels are dropped.
+
+        Returns:
+            Regions with masks; boxes are the tight boxes, corners past the last pixel.
+        """
+        from transformers import pipeline
+
+        generate = pipeline(
+            "mask-generation",
+            model=self.model,
+            image_processor=self._processor,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        found = generate(picture, points_per_batch=64, pred_iou_thresh=AUTOMATIC_MASK_IOU)
+        masks = np.array([np.asarray(mask, dtype=bool) for mask in found["masks"]], dtype=bool)
+        masks = masks.reshape(-1, self._size, self._size)
+        scores = np.asarray([float(score) for score in found["scores"]], dtype=np.float32)
+        keep = masks.sum((1, 2)) >= max(min_area, 1)
+        return Regions(mask_boxes(masks[keep]), scores[keep], masks[keep])
+
+
+def mask_boxes(masks: np.ndarray) -> np.ndarray:
+    """Tight boxes of masks: bool (M, S, S) -> f32 (M, 4) xyxy, corners past the last pixel; zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for axis, columns in ((1, (0, 2)), (2, (1, 3))):
+        hit = masks.any(axis)
+        boxes[:, columns[0]] = hit.argmax(1)
+        boxes[:, columns[1]] = np.where(hit.any(1), hit.shape[1] - hit[:, ::-1].argmax(1), 0)
+    return boxes

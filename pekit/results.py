@@ -1,0 +1,102 @@
+"""The one owner of result names: published .npy files, run folders, JSON and JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PUBLISHED = {"precision": "precisions", "recall": "recalls", "neg_precision": "neg_precisions", "neg_recall": "neg_recalls"}
+
+
+def setting_name(dataset: str, multi_concept: bool, test_split: str | None) -> str:
+    """``this-is-my-single-negative_hard``: the start of result names."""
+    name = f"{dataset}-{'multi' if multi_concept else 'single'}"
+    if test_split:
+        name += "-" + re.sub(r"[()\[\]]", "", test_split.lower()).replace(" ", "_")
+    return name
+
+
+def npy_file(save_folder: Path, setting: str, metric: str, threshold: float, variation: str) -> Path:
+    """The published file of one per-concept metric: ``…-<precisions|…>-<threshold>-<variation>.npy``."""
+    return save_folder / f"{setting}-{PUBLISHED[metric]}-{threshold}-{variation}.npy"
+
+
+def save_npy(path: Path, values: np.ndarray) -> None:
+    """Write an array atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, values)
+    partial.replace(path)
+
+
+def new_run_folder(parent: Path, suffix: str = "") -> Path:
+    """Make a folder that no other run has, named by the time so that names sort by it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        folder = parent / (stamp + (f"-{attempt}" if attempt else "") + suffix)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"no free run folder under {parent}")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy numbers and arrays to Python's, paths to text, NaN and infinities to null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given."""
+    _write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """One line of a .jsonl file."""
+    return json.dumps(plain(value), ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Write JSON lines atomically."""
+    _write_text(path, "".join(json_line(value) for value in values))
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """Read JSON lines; a last line cut short by an interruption is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if line.endswith("\n"):
+                    raise
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
