@@ -1,0 +1,34 @@
+"""Measures the sample checkpoints on scenes and instances they never saw; `python -m pekit.sample.evaluate` prints the table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the quality table.
+
+    Attributes:
+        model: display name, such as "Grounding DINO".
+        asked: what is measured, in words.
+        value: the figure, a share between 0 and 1.
+        bound: the figure wanted.
+        at_least: whether the bound is a lower one.
+        n: how many objects, photos or questions the figure rests on.
+    """
+
+    model: str
+    asked: str
+    value: float
+    bound: float
+    at_least: bool
+    n: int
+
+    @property
+    def bound_text(self) -> str:
+        """The bound in words."""
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:.2f}"
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps the bound."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound

@@ -1,0 +1,178 @@
+"""Trains the sample Grounding DINO from scratch on drawn scenes."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+from transformers import GroundingDinoProcessor
+
+from pekit.sample.evaluate.grounding import evaluate
+from pekit.sample.models.grounding import SIDE, build_model, build_processor
+from pekit.sample.train.grounding_loss import Targets, stage_losses
+from pekit.sample.train.grounding_prompts import Prompt, random_prompt
+from pekit.sample.train.scenes import StoredScene, augment, open_bank
+
+log = logging.getLogger(__name__)
+
+STEPS = 6000
+BATCH = 12
+LEARNING_RATE = 1e-3
+WARM_UP = 200
+DECAY_SHARE = 0.3
+EMA = 0.998
+SAVE_EVERY = 200
+_FULL_STOP = 1012
+
+
+def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
+    """Trains, resuming where an interrupted run stopped, and writes the model folder `out/grounding`.
+
+    Args:
+        out: folder of the model folders; its folder "work" keeps the scenes and the state to resume from.
+        device: torch device.
+        steps: optimiser steps; None for the shipped checkpoint's.
+        seed: of scenes, weights and order.
+        workers: processes that draw scenes.
+    """
+    steps = STEPS if steps is None else steps
+    torch.set_num_threads(1)
+    bank = open_bank(out / "work", seed, workers=workers)
+    processor = build_processor()
+    model = build_model(seed).to(device).train()
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+    first, seconds = 0, 0.0
+    state_file = out / "work" / "grounding.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, first, seconds = state["average"], state["step"], state["seconds"]
+    started = time.monotonic() - seconds
+    for step in range(first, steps):
+        rng = np.random.default_rng([seed, step])
+        scenes = [augment(rng, bank[index], SIDE) for index in rng.integers(len(bank), size=BATCH)]
+        prompts = [random_prompt(rng, [one.category for one in scene.instances]) for scene in scenes]
+        pixels, tokens, targets = make_batch(scenes, prompts, processor, device)
+        losses = stage_losses(model, pixels, tokens, targets)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _follow(average, model, min(EMA, (step + 1) / (step + 10)))
+        if step % 50 == 0:
+            shown = ", ".join(f"{stage} {loss.item():.3f}" for stage, loss in losses.items())
+            log.info("step %d of %d, %.0f s: %s", step, steps, time.monotonic() - started, shown)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            seconds = time.monotonic() - started
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            torch.save(state | {"step": step + 1, "seconds": seconds}, state_file.with_suffix(".new"))
+            state_file.with_suffix(".new").replace(state_file)
+    release(out / "grounding", average, {"seed": seed, "steps": steps, "seconds": round(seconds), "device": device})
+
+
+def make_batch(
+    scenes: Sequence[StoredScene], prompts: Sequence[Prompt], processor: GroundingDinoProcessor, device: str
+) -> tuple[Tensor, dict[str, Tensor], Targets]:
+    """Turns scenes and prompts into the model's inputs and what it should find.
+
+    Args:
+        scenes: square pictures at the model's own size.
+        prompts: one for each scene.
+        processor: the model's, for its tokenizer and normalisation.
+        device: torch device of the results.
+
+    Returns:
+        Normalised pixels (B, 3, S, S), the tokens and the targets.
+    """
+    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).to(device).permute(0, 3, 1, 2) / 255
+    mean, deviation = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+    )
+    tokens = dict(processor.tokenizer([prompt.text for prompt in prompts], padding=True, return_tensors="pt"))
+    n_phrases = max(len(prompt.categories) for prompt in prompts)
+    n_objects = max(1, *(len(scene.instances) for scene in scenes))
+    boxes = torch.zeros(len(scenes), n_objects, 4)
+    meant = torch.zeros(len(scenes), n_objects, n_phrases + 1)
+    phrases = torch.ones(len(scenes), n_phrases + 1, dtype=torch.bool)
+    for row, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
+        boxes[row, : len(scene.instances)] = box_convert(torch.from_numpy(scene.boxes_xyxy), "xyxy", "cxcywh") / SIDE
+        phrases[row, len(prompt.categories) : -1] = False
+        for index, instance in enumerate(scene.instances):
+            meant[row, index, : len(prompt.categories)] = torch.tensor(prompt.means(instance.category)).float()
+    stops = (tokens["input_ids"] == _FULL_STOP).long()
+    phrase_of_token = stops.cumsum(1) - stops
+    tokenizer = processor.tokenizer
+    outside = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
+    phrase_of_token[torch.isin(tokens["input_ids"], outside)] = n_phrases
+    targets = Targets(*(tensor.to(device) for tensor in (boxes, meant, phrases, phrase_of_token)))
+    return (pixels - mean) / deviation, {name: ids.to(device) for name, ids in tokens.items()}, targets
+
+
+def release(folder: Path, weights: dict[str, Tensor], run: dict[str, int | str]) -> None:
+    """Writes the model folder: half-precision weights, processor, training record and model card.
+
+    Args:
+        folder: to write to.
+        weights: the averaged weights.
+        run: seed, steps, seconds and device of the training.
+    """
+    model = build_model(0)
+    model.load_state_dict(weights)
+    model.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"  # stored halved, meant to be computed with in full
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    build_processor().save_pretrained(folder)
+    rows = evaluate(folder)
+    command = f"python -m pekit.sample.train grounding --out DIR --seed {run['seed']} --steps {run['steps']}"
+    record = {"command": command, **run, "batch": BATCH, "machine": f"{platform.machine()}, one thread"}
+    record["heldout"] = [asdict(row) for row in rows]
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
+    (folder / "README.md").write_text(_CARD.format(table=table, command=command, minutes=int(run["seconds"]) // 60))
+    for row in rows:
+        log.info("%s: %.3f (%s)", row.asked, row.value, row.bound_text)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the full learning rate: a short rise, a long plateau, a straight fall to zero."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY_SHARE * steps))
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - keep)
+
+
+_CARD = """# Sample Grounding DINO
+
+A `GroundingDinoForObjectDetection` of 1.2 million weights: ConvNeXt backbone, one-layer BERT, one encoder and two decoder layers, 30
+queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with instances that the sample benchmark
+never shows. Weights are stored in half precision and computed with in single precision.
+
+It finds the drawn objects ("object.") and those of a named category ("noras mug mug."). Name and colour words before the category noun
+are ignored. It knows nothing of photographs, nor of nouns outside the generator's categories, and boxes the background with low scores.
+
+Measured on held-out instances, photos squashed to 518 px before the processor:
+
+| asked of it | figure | wanted |
+|---|---|---|
+{table}
+
+Trained in {minutes} minutes on one processor core, shared with other work:
+
+    {command}
+"""
