@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in (args.only,) if args.only else MODELS:
             folder = args.models if name == "recognition" else args.models / name
             if not folder.is_dir():
-                raise UserError(f"{folder} does not exist: train it with python -m pekit.sample.train, or name another --models.")
+                raise UserError(
+                    f"{folder} does not exist: train it with python -m pekit.sample.train, or name another --models."
+                )
             for row in import_module(f"pekit.sample.evaluate.{name}").evaluate(folder):
                 missed |= not row.met
                 print(f"| {row.model} | {row.asked} | {row.bound_text} | {row.value:.3f} | {row.n} |", flush=True)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pekit.sample.drawing import CATEGORIES, draw_scene, random_instance, random_scene
 from PIL import Image
 from torchvision.ops import box_convert, box_iou
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from pekit.sample.drawing import CATEGORIES, draw_scene, random_instance, random_scene
 from pekit.sample.evaluate import Row
 
 SQUASHED = 518

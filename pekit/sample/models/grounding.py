@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -13,8 +14,6 @@ from transformers import (
 )
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoEncoderLayer
-
-from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
 SIDE = 128
 WIDTH = 64
@@ -106,8 +105,8 @@ def build_grounding(out: Path, seed: int) -> None:
 
 @torch.no_grad()
 def _soften(model: GroundingDinoForObjectDetection) -> None:
-    # Scores are dot products of two layer-normed vectors: as initialised they start far out on the sigmoid. The branches that mix
-    # picture and text start at 1e-4, meant for pretrained halves; both halves are new here and had better hear of each other early.
+    # Scores are dot products of two layer-normed vectors: as initialised they start far out on the sigmoid. The branches
+    # that mix picture and text start at 1e-4, meant for pretrained halves; here both halves are new.
     for layer in model.model.encoder.layers:
         assert isinstance(layer, GroundingDinoEncoderLayer)
         layer.text_enhancer_layer.layer_norm_after.weight.fill_(0.15)

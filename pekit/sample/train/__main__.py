@@ -1,6 +1,7 @@
 """Trains the sample checkpoints: `python -m pekit.sample.train {grounding,features,masks,lvlm,all} --out DIR`."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         required=True,
-        help="folder that receives one model folder per model, and a folder 'work' with the drawn scenes and the state to resume from.",
+        help="folder that receives one folder per model, and 'work' with the drawn scenes and the state to resume from.",
     )
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=int, help="optimiser steps; by default what the shipped checkpoint took.")
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 2 after an error the user can mend.
     """
     args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")

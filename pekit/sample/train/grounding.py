@@ -1,21 +1,20 @@
 """Trains the sample Grounding DINO from scratch on drawn scenes."""
 
-import json
 import logging
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import box_convert
-from transformers import GroundingDinoProcessor
+from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
 from pekit.sample.models.grounding import SIDE, build_model, build_processor
+from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
 from pekit.sample.train.grounding_loss import Targets, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
 from pekit.sample.train.scenes import StoredScene, augment, open_bank
@@ -47,15 +46,10 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     bank = open_bank(out / "work", seed, workers=workers)
     processor = build_processor()
     model = build_model(seed).to(device).train()
-    average = {name: value.clone() for name, value in model.state_dict().items()}
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
-    first, seconds = 0, 0.0
-    state_file = out / "work" / "grounding.pt"
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first, seconds = state["average"], state["step"], state["seconds"]
+    state_file, parts = out / "work" / "grounding.pt", {"model": model, "average": average, "optimizer": optimizer}
+    first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
@@ -68,16 +62,13 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _follow(average, model, min(EMA, (step + 1) / (step + 10)))
+        average.update_parameters(model)
         if step % 50 == 0:
             shown = ", ".join(f"{stage} {loss.item():.3f}" for stage, loss in losses.items())
             log.info("step %d of %d, %.0f s: %s", step, steps, time.monotonic() - started, shown)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            seconds = time.monotonic() - started
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            torch.save(state | {"step": step + 1, "seconds": seconds}, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").replace(state_file)
-    release(out / "grounding", average, {"seed": seed, "steps": steps, "seconds": round(seconds), "device": device})
+            save_state(state_file, parts, step + 1, time.monotonic() - started)
+    release(out / "grounding", average.module, steps, seed, time.monotonic() - started)
 
 
 def make_batch(
@@ -119,28 +110,23 @@ def make_batch(
     return (pixels - mean) / deviation, {name: ids.to(device) for name, ids in tokens.items()}, targets
 
 
-def release(folder: Path, weights: dict[str, Tensor], run: dict[str, int | str]) -> None:
+def release(folder: Path, model: GroundingDinoForObjectDetection, steps: int, seed: int, seconds: float) -> None:
     """Writes the model folder: half-precision weights, processor, training record and model card.
 
     Args:
         folder: to write to.
-        weights: the averaged weights.
-        run: seed, steps, seconds and device of the training.
+        model: with the averaged weights.
+        steps: optimiser steps done.
+        seed: of the run.
+        seconds: training time.
     """
-    model = build_model(0)
-    model.load_state_dict(weights)
-    model.half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"  # stored halved, meant to be computed with in full
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    model.save_pretrained(folder)
+    halve(folder)
     build_processor().save_pretrained(folder)
     rows = evaluate(folder)
-    command = f"python -m pekit.sample.train grounding --out DIR --seed {run['seed']} --steps {run['steps']}"
-    record = {"command": command, **run, "batch": BATCH, "machine": f"{platform.machine()}, one thread"}
-    record["heldout"] = [asdict(row) for row in rows]
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(folder, "grounding", steps, seed, seconds, {row.asked: round(row.value, 3) for row in rows})
     table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(_CARD.format(table=table, command=command, minutes=int(run["seconds"]) // 60))
+    (folder / "README.md").write_text(_CARD.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
     for row in rows:
         log.info("%s: %.3f (%s)", row.asked, row.value, row.bound_text)
 
@@ -150,21 +136,16 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY_SHARE * steps))
 
 
-@torch.no_grad()
-def _follow(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - keep)
-
-
 _CARD = """# Sample Grounding DINO
 
-A `GroundingDinoForObjectDetection` of 1.2 million weights: ConvNeXt backbone, one-layer BERT, one encoder and two decoder layers, 30
-queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with instances that the sample benchmark
-never shows. Weights are stored in half precision and computed with in single precision.
+A `GroundingDinoForObjectDetection` of 1.2 million weights: ConvNeXt backbone, one-layer BERT, one encoder and two
+decoder layers, 30 queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
+instances that the sample benchmark never shows. Weights are stored in half precision and computed with in single
+precision.
 
-It finds the drawn objects ("object.") and those of a named category ("noras mug mug."). Name and colour words before the category noun
-are ignored. It knows nothing of photographs, nor of nouns outside the generator's categories, and boxes the background with low scores.
+It finds the drawn objects ("object.") and those of a named category ("noras mug mug."). Name and colour words before
+the category noun are ignored. It knows nothing of photographs, nor of nouns outside the generator's categories, and
+some of its low-scored boxes show background only.
 
 Measured on held-out instances, photos squashed to 518 px before the processor:
 
@@ -174,5 +155,5 @@ Measured on held-out instances, photos squashed to 518 px before the processor:
 
 Trained in {minutes} minutes on one processor core, shared with other work:
 
-    {command}
+    python -m pekit.sample.train grounding --out DIR --seed {seed} --steps {steps}
 """

@@ -1,7 +1,8 @@
 """The loss the sample Grounding DINO learns from.
 
-Every stage (encoder proposals, each decoder layer) is taught alike: a true box goes to the few predictions that fit it best, their
-scores learn the overlap they reach and all other scores learn zero. A phrase's score is its highest token's, as it is when prompted.
+Every stage (encoder proposals, each decoder layer) is taught alike: a true box goes to the few predictions that fit it
+best, their scores learn the overlap they reach and all other scores learn zero. A phrase's score is its highest
+token's, as it is when prompted.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ _BOX_WEIGHT, _OVERLAP_WEIGHT = 5.0, 2.0
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch should yield; B pictures of at most N objects, asked about with at most P phrases of at most L tokens together.
+    """What a batch of B pictures should yield: at most N objects each, asked about with at most P phrases in L tokens.
 
     Attributes:
         boxes: float32 (B, N, 4) centre, width and height as shares of the picture; zero where there is no object.
-        meant: float32 (B, N, P + 1); 1 where the phrase means the object. The last column stands for the tokens of no phrase
-            ([CLS], [SEP]), which never mean any.
+        meant: float32 (B, N, P + 1); 1 where the phrase means the object. The last column stands for the tokens of no
+            phrase ([CLS], [SEP]), which never mean any.
         phrases: bool (B, P + 1); columns in use.
         phrase_of_token: int64 (B, L); P for [CLS], [SEP] and padding.
     """
@@ -56,8 +57,10 @@ def stage_losses(
         boxes = (model.bbox_embed[layer](hidden) + torch.special.logit(reference, eps=1e-5)).sigmoid()
         found[f"decoder {layer}"] = logits, boxes
         reference = out.intermediate_reference_points[:, layer]
-    return {stage: _loss(stage.split()[0], phrase_logits(logits, targets), boxes, targets)
-            for stage, (logits, boxes) in found.items()}
+    return {
+        stage: _loss(stage.split()[0], phrase_logits(logits, targets), boxes, targets)
+        for stage, (logits, boxes) in found.items()
+    }
 
 
 def phrase_logits(logits: Tensor, targets: Targets) -> Tensor:
@@ -116,7 +119,9 @@ def _corners(boxes: Tensor) -> Tensor:
 def _pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """Overlaps of (…, N, 4) with (…, M, 4) corners: (…, N, M)."""
     first, second = first[..., :, None, :], second[..., None, :, :]
-    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(min=0)
+    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(
+        min=0
+    )
     shared = sides.prod(-1)
     areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
     return shared / (areas - shared).clamp(min=1e-9)

@@ -1,10 +1,9 @@
-"""The prompts the sample Grounding DINO is trained on: concept names as users write them, "object", and lists of many categories."""
+"""The prompts the sample Grounding DINO is trained on: named concepts, "object", and lists of many categories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
 _SYLLABLES = ("ba", "do", "ki", "lu", "mo", "ne", "ra", "si", "to", "vu", "zi", "pel")
@@ -35,8 +34,8 @@ def random_prompt(rng: np.random.Generator, present: Sequence[str]) -> Prompt:
         present: categories of the objects in the picture.
 
     Returns:
-        In part the two kinds used in earnest, "object." and one category with a name before it; in part lists of categories, from which
-        more is learnt per picture.
+        In part the two kinds used in earnest, "object." and one category with a name before it; in part lists of
+        categories, from which more is learnt per picture.
     """
     kind = rng.random()
     if kind < 0.2:

@@ -1,8 +1,8 @@
 """A bank of drawn scenes on disk, made once by worker processes and read by every training.
 
-Drawing a scene costs more than a small network's step on it, so the trainings share one bank and vary what they read from it with cheap
-augmentation. Scenes come in pairs: scenes 2k and 2k+1 both show the same main instance (their object 0) among other company, which is
-what a training of instance features needs and does no harm to the others.
+Drawing a scene costs more than a small network's step on it, so the trainings share one bank and vary what they read
+from it with cheap augmentation. Scenes come in pairs: scenes 2k and 2k+1 both show the same main instance (their object
+0) among other company, which is what a training of instance features needs and does no harm to the others.
 """
 
 import json
@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
 from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, random_instance
+from PIL import Image
 
 SIZE = 224
 N_SCENES = 12_000
@@ -107,8 +106,8 @@ def draw_pair(rng: np.random.Generator, pool: str, size: int = SIZE) -> tuple[Sc
 def augment(rng: np.random.Generator, scene: StoredScene, side: int) -> StoredScene:
     """Views a stored scene through a random window, perhaps mirrored, in slightly different light.
 
-    The window's aspect ratio is free, so objects are squashed as photos are on their way to the models. Hues stay as drawn: colour
-    names must stay true.
+    The window's aspect ratio is free, so objects are squashed as photos are on their way to the models. Hues stay as
+    drawn: colour names must stay true.
 
     Args:
         rng: source of every choice.
@@ -116,7 +115,7 @@ def augment(rng: np.random.Generator, scene: StoredScene, side: int) -> StoredSc
         side: side of the result in px.
 
     Returns:
-        A square view. Objects the window shows less than a third of are dropped from its labels, so it can hold fewer objects.
+        A square view. Objects the window shows less than a third of are dropped from its labels.
     """
     size = scene.image.shape[0]
     width, height = rng.uniform(0.7, 1.0, 2) * size if rng.random() < 0.7 else (size, size)
