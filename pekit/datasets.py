@@ -22,7 +22,9 @@ from pekit.records import Concept, Photo, PhotoError, UserError
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .heic .heif .avif".split())
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"]
+)
 NOT_CONCEPTS = frozenset({"docs", "negative_example", "__macosx"})
 LFS_POINTER = b"version https://git-lfs"
 
@@ -128,11 +130,22 @@ def _in_published_order(folders: list[str], dataset: str, multi_concept: bool) -
     found = {index[_folded(folder)] for folder in known}
     missing = [name for i, name in enumerate(names) if i not in found]
     if not known:
-        log.warning("%s: none of the %d published concepts is here; taking the %d folders found: %s",
-                    dataset, len(names), len(extra), ", ".join(extra))  # fmt: skip
+        log.warning(
+            "%s: none of the %d published concepts is here; taking the %d folders found: %s",
+            dataset,
+            len(names),
+            len(extra),
+            ", ".join(extra),
+        )
     elif missing or extra:
-        log.warning("%s: %d of the %d published concepts are here; missing: %s; not in the published list: %s",
-                    dataset, len(known), len(names), ", ".join(missing) or "none", ", ".join(extra) or "none")  # fmt: skip
+        log.warning(
+            "%s: %d of the %d published concepts are here; missing: %s; not in the published list: %s",
+            dataset,
+            len(known),
+            len(names),
+            ", ".join(missing) or "none",
+            ", ".join(extra) or "none",
+        )
     return known + extra
 
 
@@ -234,7 +247,9 @@ def _is_photo(file: Path) -> bool:
         return False
 
 
-def read_concepts(data_folder: Path, dataset: str, multi_concept: bool = False, split: str = "train") -> tuple[Concept, ...]:  # fmt: skip
+def read_concepts(
+    data_folder: Path, dataset: str, multi_concept: bool = False, split: str = "train"
+) -> tuple[Concept, ...]:
     """The concepts of a data set: the folders of a split, in the published order where they are published ones.
 
     Raises:
@@ -251,8 +266,9 @@ def _photo(path: Path, data_folder: Path, concepts: tuple[str, ...]) -> Photo:
     return Photo(path, path.relative_to(data_folder).as_posix(), concepts)
 
 
-def reference_photos(data_folder: Path, dataset: str, multi_concept: bool, split: str, concepts: Sequence[Concept],
-                     n_training_views: int) -> list[Photo]:  # fmt: skip
+def reference_photos(
+    data_folder: Path, dataset: str, multi_concept: bool, split: str, concepts: Sequence[Concept], n_training_views: int
+) -> list[Photo]:
     """The first ``n_training_views`` photos of each concept, in natural order of file names."""
     folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
     photos = []
@@ -274,8 +290,14 @@ class Unit:
     concepts: tuple[str, ...]
 
 
-def test_photos(data_folder: Path, dataset: str, multi_concept: bool, split: str, test_split: str,
-                concepts: Sequence[Concept]) -> tuple[list[Unit], list[Photo]]:  # fmt: skip
+def query_photos(
+    data_folder: Path,
+    dataset: str,
+    multi_concept: bool,
+    split: str,
+    test_split: str | None,
+    concepts: Sequence[Concept],
+) -> tuple[list[Unit], list[Photo]]:
     """The photos to recognize concepts in, and the units that metrics are counted over.
 
     Photos of a concept without views cannot be judged as positives; they stay as negatives of the others.
@@ -284,7 +306,7 @@ def test_photos(data_folder: Path, dataset: str, multi_concept: bool, split: str
         UserError: the split or test split is not there, or a multi-concept folder names no known concept.
     """
     folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
-    if dataset == "this-is-my" and not multi_concept and split != "train":
+    if test_split:
         parts = folder
         folder = _child(parts, test_split) or folder
         if folder == parts:
@@ -314,14 +336,17 @@ def _shown(path: Path, folder: str, concepts: Sequence[Concept]) -> tuple[str, .
     return (folder,)
 
 
-def _multi_concept_photos(data_folder: Path, folder: Path, concepts: Sequence[Concept]) -> tuple[list[Unit], list[Photo]]:  # fmt: skip
+def _multi_concept_photos(
+    data_folder: Path, folder: Path, concepts: Sequence[Concept]
+) -> tuple[list[Unit], list[Photo]]:
     units, photos = [], []
     for own in concept_folders(folder):
         parts = [resolve_name(part, concepts) for part in own.name.split("_and_")]
         keys = tuple(part.key for part in parts if part)
         if len(parts) < 2 or len(keys) < len(parts):
             raise UserError(
-                f"{own}: its name does not read as A_and_B of the concepts in train ({', '.join(c.key for c in concepts)})"
+                f"{own}: its name does not read as A_and_B of the concepts in train "
+                f"({', '.join(concept.key for concept in concepts)}): rename it"
             )
         units.append(Unit(own.name, keys))
         photos += [_photo(path, data_folder, keys) for path in list_photos(own)]

@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from pekit.hub import find_checkpoint
+from pekit.hub import ROLES, find_checkpoint
 from pekit.records import UserError
-
-MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
 
 class PatchFeatures:
@@ -30,11 +28,14 @@ class PatchFeatures:
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
-        checkpoint = find_checkpoint(source, "--dino_model", MODEL_TYPES)
+        checkpoint = find_checkpoint(source, *ROLES["features"])
         config = checkpoint.config
         self.patch = int(config.patch_size)
         if size % self.patch:
-            raise UserError(f"--dino_img_size {size} is not a multiple of the model's patch size: take {size // self.patch * self.patch}")  # fmt: skip
+            raise UserError(
+                f"--dino_img_size {size} is not a multiple of the model's patch size: "
+                f"take {max(size // self.patch, 1) * self.patch}"
+            )
         self.grid, self.width = size // self.patch, int(config.hidden_size)
         self._skip = 1 + getattr(config, "num_register_tokens", 0)  # class token, registers
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), keep_size=True)

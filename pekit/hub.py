@@ -12,12 +12,25 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from pekit.cli import ModelSettings
 from pekit.records import UserError
 
 log = logging.getLogger(__name__)
+transformers.utils.logging.disable_progress_bar()  # photos have one; a second, of weights, only hides it
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 EDGE_BYTES = 1 << 20
+# role in recognition -> the option that names the checkpoint, the architectures that fit
+ROLES = {
+    "grounding": ("--grounding_model", ("grounding-dino", "mm-grounding-dino")),
+    "masks": ("--sam_model", ("sam",)),
+    "features": ("--dino_model", ("dinov2", "dinov2_with_registers")),
+}
 
 
 @dataclass(frozen=True)
@@ -56,26 +69,26 @@ class Checkpoint:
         Raises:
             UserError: weights are missing, damaged, or not of this architecture.
         """
-        with _explained(self.option, self.source):
+        with _Explained(self.option, self.source):
             model, info = model_class.from_pretrained(
                 self.name, revision=self.revision or "main", dtype=dtype, output_loading_info=True
             )
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise UserError(
-                f"{self.option} {self.source} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]}, …): "
+                f"{self.option} {self.source} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]} …): "
                 "give a complete checkpoint"
             )
         return model.to(device).eval().requires_grad_(False)
 
     def part(self, auto_class: Any, **options: Any) -> Any:
         """Load a tokenizer or an image processor of the checkpoint."""
-        with _explained(self.option, self.source):
+        with _Explained(self.option, self.source):
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 
     def described(self) -> ModelSource:
-        """Name, revision and fingerprint; call it once the weights are on disk, that is, after ``load``."""
-        with _explained(self.option, self.source):
+        """Name, revision and fingerprint; the fingerprint is empty before the weights are on disk."""
+        with _Explained(self.option, self.source):
             folder = Path(self.name)
             if not folder.is_dir():
                 folder = Path(_cached(self.name, self.revision)).parent
@@ -97,19 +110,29 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"{option} {source} has no config.json: give a folder written by save_pretrained, or a hub id")
+            raise UserError(
+                f"{option} {source} has no config.json: give a folder written by save_pretrained, or a hub id"
+            )
         name, revision = str(folder), ""
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
-    with _explained(option, source):
+    with _Explained(option, source):
         config = AutoConfig.from_pretrained(name, revision=revision or "main")
     if config.model_type not in model_types:
-        raise UserError(f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}")
+        raise UserError(
+            f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}"
+        )
     commit = None if folder.is_dir() else getattr(config, "_commit_hash", None) or revision or None
     return Checkpoint(option, source, name, commit, config)
 
 
-class _explained:
+def identify(models: ModelSettings, ground: bool, segment: bool) -> dict[str, dict]:
+    """Role -> source, revision and fingerprint of the recognition checkpoints, without reading their weights."""
+    roles = ["features"] + ["grounding"] * ground + ["masks"] * segment
+    return {role: find_checkpoint(getattr(models, role), *ROLES[role]).described().as_json() for role in roles}
+
+
+class _Explained:
     """Turn the library's errors about missing or damaged checkpoints into one sentence with the mend."""
 
     def __init__(self, option: str, source: str) -> None:
@@ -132,17 +155,20 @@ class _explained:
 
 
 def _cached(name: str, revision: str | None) -> str:
-    return transformers.utils.cached_file(name, "config.json", revision=revision or "main")
+    return str(transformers.utils.cached_file(name, "config.json", revision=revision or "main"))
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of a checkpoint's configuration and weights, quick at any size.
+    """A digest of a checkpoint's configuration and weights, quick at any size; empty where weights are not on disk.
 
     Weight files count with their size, first and last MiB: enough to tell checkpoints apart, not to prove integrity.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     shards = sorted(folder.glob("model-*.safetensors")) + sorted(folder.glob("pytorch_model-*.bin"))
-    for file in [folder / name for name in WEIGHT_FILES if (folder / name).exists()][:1] + shards:
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).exists()][:1] + shards
+    if not files:
+        return ""
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{size}".encode())
         with file.open("rb") as stream:
@@ -164,7 +190,9 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not usable here ({str(error).splitlines()[0][:120]}): try --device cpu") from None
+        raise UserError(
+            f"--device {device} is not usable here ({str(error).splitlines()[0][:120]}): try --device cpu"
+        ) from None
     return chosen
 
 

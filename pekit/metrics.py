@@ -68,8 +68,9 @@ def means(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     return result
 
 
-def bootstrap_intervals(truth: np.ndarray, found: np.ndarray, inverted: bool = False, seed: int = 0,
-                        draws: int = 1000) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+def bootstrap_intervals(
+    truth: np.ndarray, found: np.ndarray, inverted: bool = False, seed: int = 0, draws: int = 1000
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """95 % percentile intervals over photos, drawn with replacement.
 
     Args:
@@ -82,7 +83,9 @@ def bootstrap_intervals(truth: np.ndarray, found: np.ndarray, inverted: bool = F
         empty in every draw.
     """
     photos = len(truth)
-    weights = np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), size=draws).astype(np.float64)
+    weights = (
+        np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), size=draws).astype(np.float64)
+    )
     values = _ratios(_count(truth, found, weights), inverted)
     per_unit, of_mean = {}, {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Photos to model inputs, in loader workers ahead of the models: decode, augment, squash once, prepare for each model."""
+"""Photos to model inputs, in loader workers ahead of the models: decode, augment, squash once, prepare for each."""
 
 from __future__ import annotations
 
@@ -80,8 +80,15 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
 
 
 class _Pictures(Dataset):
-    def __init__(self, tasks: Sequence[Task], size: int, prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
-                 exif: bool, seed: int, keep: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        size: int,
+        prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
+        exif: bool,
+        seed: int,
+        keep: bool,
+    ) -> None:
         self.tasks, self.size, self.prepare, self.seed, self.keep = tasks, size, prepare, seed, keep
         # the augmentations of a photo follow each other: decode it once
         self.decode = lru_cache(maxsize=1)(lambda path: open_image(path, exif))
@@ -113,9 +120,16 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 
 
-def load_batches(tasks: Sequence[Task], size: int, prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
-                 loading: LoadingSettings, batch_size: int, seed: int = 0, pin: bool = False,
-                 keep_pictures: bool = False) -> Iterator[Batch]:  # fmt: skip
+def load_batches(
+    tasks: Sequence[Task],
+    size: int,
+    prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
+    loading: LoadingSettings,
+    batch_size: int,
+    seed: int = 0,
+    pin: bool = False,
+    keep_pictures: bool = False,
+) -> Iterator[Batch]:
     """Prepare pictures in the order of the tasks.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObje
 from transformers.image_transforms import center_to_corners_format
 
 from pekit.features import PictureInput
-from pekit.hub import find_checkpoint
+from pekit.hub import ROLES, find_checkpoint
 from pekit.records import Regions
 
 PROPOSAL_PROMPT = "object."
@@ -32,7 +33,7 @@ class Grounder:
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
-        checkpoint = find_checkpoint(source, "--grounding_model", ("grounding-dino", "mm-grounding-dino"))
+        checkpoint = find_checkpoint(source, *ROLES["grounding"])
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(GroundingDinoForObjectDetection, dtype, device)
@@ -42,9 +43,9 @@ class Grounder:
     @torch.inference_mode()
     def _detect(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Boxes f32 (B, Q, 4) in px and scores f32 (B, Q), the largest sigmoid over the text tokens."""
-        words = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
+        words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
         output = self.model(pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True), **words)
-        boxes = center_to_corners_format(output.pred_boxes.float()) * self._size
+        boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
         return boxes.cpu().numpy(), output.logits.float().sigmoid().amax(-1).cpu().numpy()
 
     def ground(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> list[Regions]:
@@ -88,7 +89,7 @@ class Segmenter:
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
-        checkpoint = find_checkpoint(source, "--sam_model", ("sam",))
+        checkpoint = find_checkpoint(source, *ROLES["masks"])
         self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
         self.prepare = PictureInput(self._processor)
         self.model = checkpoint.load(SamModel, dtype, device)
@@ -117,9 +118,9 @@ class Segmenter:
         chosen = output.pred_masks[torch.arange(len(best), device=best.device), 0, best].float()
         count = len(chosen)
         masks = self._processor.post_process_masks(
-            chosen[:, None].cpu(), [(self._size, self._size)] * count, [(side, side)] * count
+            chosen[:, None, None].cpu(), [(self._size, self._size)] * count, [(side, side)] * count
         )
-        return torch.stack([mask[0] for mask in masks]).numpy()
+        return torch.stack([mask[0, 0] for mask in masks]).numpy()
 
     @torch.inference_mode()
     def everything(self, picture: Image.Image, min_area: int) -> Regions:
@@ -134,7 +135,7 @@ class Segmenter:
         """
         from transformers import pipeline
 
-        generate = pipeline(
+        generate: Any = pipeline(  # type: ignore[call-overload]
             "mask-generation",
             model=self.model,
             image_processor=self._processor,
@@ -153,7 +154,7 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """Tight boxes of masks: bool (M, S, S) -> f32 (M, 4) xyxy, corners past the last pixel; zeros for an empty mask."""
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     for axis, columns in ((1, (0, 2)), (2, (1, 3))):
-        hit = masks.any(axis)
+        hit = np.asarray(masks.any(axis))
         boxes[:, columns[0]] = hit.argmax(1)
         boxes[:, columns[1]] = np.where(hit.any(1), hit.shape[1] - hit[:, ::-1].argmax(1), 0)
     return boxes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-PUBLISHED = {"precision": "precisions", "recall": "recalls", "neg_precision": "neg_precisions", "neg_recall": "neg_recalls"}
+from pekit.files import write_atomically
+
+PUBLISHED = {
+    "precision": "precisions",
+    "recall": "recalls",
+    "neg_precision": "neg_precisions",
+    "neg_recall": "neg_recalls",
+}
 
 
 def setting_name(dataset: str, multi_concept: bool, test_split: str | None) -> str:
@@ -31,11 +38,9 @@ def npy_file(save_folder: Path, setting: str, metric: str, threshold: float, var
 
 def save_npy(path: Path, values: np.ndarray) -> None:
     """Write an array atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, values)
-    partial.replace(path)
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    write_atomically(path, buffer.getvalue())
 
 
 def new_run_folder(parent: Path, suffix: str = "") -> Path:
@@ -71,7 +76,7 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, keys in the order given."""
-    _write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def json_line(value: Any) -> str:
@@ -81,7 +86,7 @@ def json_line(value: Any) -> str:
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write JSON lines atomically."""
-    _write_text(path, "".join(json_line(value) for value in values))
+    write_atomically(path, "".join(json_line(value) for value in values))
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
@@ -93,10 +98,3 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             except ValueError:
                 if line.endswith("\n"):
                     raise
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

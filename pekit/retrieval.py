@@ -41,8 +41,14 @@ class Matcher:
         return similarities.amax(2).cpu().numpy()
 
 
-def detect(similarities: np.ndarray, boxes: np.ndarray, keys: Sequence[str], threshold: float, size: int,
-           box_overlap_thresh: float = 100.0) -> list[Detection]:  # fmt: skip
+def detect(
+    similarities: np.ndarray,
+    boxes: np.ndarray,
+    keys: Sequence[str],
+    threshold: float,
+    size: int,
+    box_overlap_thresh: float = 100.0,
+) -> list[Detection]:
     """Decide which concepts are in a photo.
 
     Args:

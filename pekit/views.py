@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from pekit.datasets import natural_key
+from pekit.files import write_atomically
 from pekit.records import Concept, Gallery, UserError, View
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,6 @@ def view_file(folder: Path, concept: str, stem: str, augmentation: int) -> Path:
 
 
 # --- files --------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def save_view(path: Path, view: View) -> None:
@@ -141,8 +133,10 @@ class Manifest:
         """Name what keeps two sets of views from being mixed, this one's value first; None where nothing does."""
         for role in sorted(self.models.keys() & other.models.keys()):
             mine, theirs = self.models[role], other.models[role]
-            if mine["fingerprint"] != theirs["fingerprint"]:
-                return f"{role} model {mine['source']} ({mine['fingerprint']}), not {theirs['source']} ({theirs['fingerprint']})"
+            known = mine["fingerprint"] and theirs["fingerprint"]
+            if known and mine["fingerprint"] != theirs["fingerprint"]:
+                one, other_one = (f"{model['source']} ({model['fingerprint']})" for model in (mine, theirs))
+                return f"{role} model {one}, not {other_one}"
         for name in ("mask_kind", "size", "min_mask_area", "exif", "dtype"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
@@ -151,7 +145,7 @@ class Manifest:
         return None
 
     def save(self, folder: Path) -> None:
-        write_atomically(folder / MANIFEST, (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode())
+        write_atomically(folder / MANIFEST, json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -185,7 +179,10 @@ def choose_files(folder: Path, concept: str, variation: str, n_views: int, seed:
     if variation == "normal":
         stored = {stem: {0: f.get(0, f[min(f)])} for stem, f in stored.items() if 0 in f or set(f) == {1}}
     if not stored:
-        raise UserError(f"no views of '{concept}' in {own}: run extraction.py with the same --dataset, --features_folder, --grounding_sam and --variation")  # fmt: skip
+        raise UserError(
+            f"no views of '{concept}' in {own}: run extraction.py first, with the same --dataset, --features_folder, "
+            "--grounding_sam and --variation"
+        )
     stems = list(stored)
     if len(stems) > n_views:
         draw = np.random.default_rng([seed, zlib.crc32(concept.encode())])
@@ -215,7 +212,9 @@ def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_vi
     descriptors = [[_descriptor(path) for path in own] for own in files]
     widths = {len(d) for own in descriptors for d in own if d is not None}
     if len(widths) > 1:
-        raise UserError(f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite")
+        raise UserError(
+            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
+        )
     shape = (len(concepts), max(map(len, files)), widths.pop() if widths else 1)
     stacked, valid = np.zeros(shape, dtype=np.float32), np.zeros(shape[:2], dtype=bool)
     for c, own in enumerate(descriptors):
@@ -229,7 +228,10 @@ def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_vi
         stacked,
         valid,
         tuple(path.relative_to(folder).as_posix() for own in files for path in own),
-        {concept.key: frozenset(split_name(path)[0] for path in own) for concept, own in zip(concepts, files, strict=True)},
+        {
+            concept.key: frozenset(split_name(path)[0] for path in own)
+            for concept, own in zip(concepts, files, strict=True)
+        },
     )
 
 

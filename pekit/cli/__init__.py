@@ -161,7 +161,7 @@ def model_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--models",
         default="paper",
-        help="Set of checkpoints: paper (default), small (published smaller ones), sample (the bundled ones, which know "
+        help="Set of checkpoints: paper (default), small (published smaller ones), sample (bundled ones, which know "
         "drawn objects only), or a folder with grounding/, masks/, features/ in it.",
     )
     for option, what in (
@@ -169,7 +169,9 @@ def model_options() -> argparse.ArgumentParser:
         ("--sam_model", "SAM"),
         ("--dino_model", "DINOv2"),
     ):
-        group.add_argument(option, help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder.")
+        group.add_argument(
+            option, help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder."
+        )
     group.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), or a torch device.")
     group.add_argument("--device_ids", type=device_ids, default=(), help="GPUs to spread over, such as 0,1,2,3.")
     group.add_argument(
@@ -178,7 +180,9 @@ def model_options() -> argparse.ArgumentParser:
         default="float32",
         help="Number format of the models (float32, as published).",
     )
-    group.add_argument("--dino_img_size", type=positive, default=518, help="Side S of the squashed picture in px (518).")
+    group.add_argument(
+        "--dino_img_size", type=positive, default=518, help="Side S of the squashed picture in px (518)."
+    )
     group.add_argument(
         "--batch_size", type=batch_size, default=1, help="Photos per forward pass, or auto for what fits (1)."
     )
@@ -208,8 +212,8 @@ def model_settings(args: argparse.Namespace) -> ModelSettings:
         folder = Path(args.models)
         if not folder.is_dir():
             raise UserError(
-                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder: give one of them, or a folder "
-                "that holds grounding/, masks/ and features/"
+                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder: give one of these, "
+                "or a folder that holds grounding/, masks/ and features/"
             )
         chosen = {role: str(folder / role) for role in MODEL_OPTIONS}
     roles = {role: getattr(args, option) or chosen[role] for role, option in MODEL_OPTIONS.items()}
@@ -228,18 +232,18 @@ def loading_settings(args: argparse.Namespace) -> LoadingSettings:
     return LoadingSettings(args.batch_size, args.num_workers, args.strict, args.exif)
 
 
-def run_script(command: Callable[[], int], offline: bool) -> int:
+def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "openai", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for a newer release at import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if offline:
+    if args.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         return command()
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

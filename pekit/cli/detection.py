@@ -1,0 +1,127 @@
+"""``detection.py``: query photos to detections and the paper's recognition metrics."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from pekit import cli
+from pekit.records import UserError
+
+MIN_MASK_AREA = {"myvlm": 2000, "this-is-my": 2000, "yollava": 9000}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of detection.py."""
+    parser = argparse.ArgumentParser(
+        prog="detection.py",
+        description="Recognize the stored concepts in test photos and report precision and recall.",
+        parents=[cli.data_options(), cli.model_options()],
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("detection")
+    group.add_argument("--task", choices=("detection",), default="detection", help="What to do (detection).")
+    group.add_argument(
+        "--split", choices=("train", "test", "validation"), default="test", help="Where the query photos lie (test)."
+    )
+    group.add_argument(
+        "--test_split", choices=cli.TEST_SPLITS, help="Part of this-is-my's single-concept test photos (Positive)."
+    )
+    group.add_argument(
+        "--detect_thresh",
+        type=cli.thresholds,
+        default=(0.75,),
+        metavar="T",
+        help="Similarity that a proposal must exceed: one value, a list 0.5,0.6,0.75 or a range 0.5:0.9:0.05, "
+        "all from one pass of the models (0.75).",
+    )
+    group.add_argument(
+        "--proposals",
+        choices=("boxes", "masks"),
+        default="boxes",
+        help="Grounding DINO's boxes for 'object.', or SAM's automatic masks (boxes).",
+    )
+    group.add_argument(
+        "--min_mask_area",
+        type=cli.natural,
+        help="With --proposals masks: drop masks of fewer pixels of the squashed picture (2000; yollava 9000).",
+    )
+    group.add_argument(
+        "--box_overlap_thresh",
+        type=float,
+        default=100.0,
+        metavar="PERCENT",
+        help="Of two detections, one inside the other by more than this share, keep the better; 100 keeps all.",
+    )
+    cli.add_flag(group, "--show", "Also write each photo with its detections outlined into the run's folder.")
+    group.add_argument(
+        "--save_folder", type=cli.Path, default=cli.Path("results/"), help="Folder of the results (results/)."
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run detection.py.
+
+    Returns:
+        0, 1 where photos could not be read, 2 for a mistake in options, folders, views or models.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    return cli.run_script(lambda: _detect(args, argv), args)
+
+
+def _test_split(args: argparse.Namespace) -> str | None:
+    split_into_four = args.dataset == "this-is-my" and not args.multi_concept and args.split != "train"
+    if args.test_split and not split_into_four:
+        raise UserError("--test_split goes with the test photos of single-concept this-is-my: leave it out")
+    return (args.test_split or "Positive") if split_into_four else None
+
+
+def _detect(args: argparse.Namespace, argv: list[str]) -> int:
+    from pekit import datasets
+
+    test_split = _test_split(args)
+    models, loading = cli.model_settings(args), cli.loading_settings(args)
+    concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept)
+    units, photos = datasets.query_photos(
+        args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
+    )
+
+    from pekit import parallel
+
+    shard = parallel.current_shard()
+    if len(args.device_ids) > 1 and shard.world == 1:
+        return parallel.launch(main, argv, len(args.device_ids))
+
+    from pekit.detecting import DetectionSettings, run_detection
+    from pekit.views import views_folder
+
+    settings = DetectionSettings(
+        dataset=args.dataset,
+        multi_concept=args.multi_concept,
+        test_split=test_split,
+        variation=args.variation,
+        n_training_views=args.n_training_views,
+        thresholds=args.detect_thresh,
+        proposals=args.proposals,
+        min_mask_area=MIN_MASK_AREA[args.dataset] if args.min_mask_area is None else args.min_mask_area,
+        box_overlap_thresh=args.box_overlap_thresh,
+        seed=args.seed,
+        limit=args.limit,
+        views_folder=views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        save_folder=args.save_folder,
+        show=args.show,
+    )
+    models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
+    with parallel.joined(shard):
+        report = run_detection(concepts, units, photos, settings, models, loading, shard)
+    if shard.rank == 0:
+        print("\n\n".join(report.tables))
+        print(f"\nresults in {report.folder}")
+        for reason in report.failed.values():
+            print(f"left out: {reason}")
+        if report.failed:
+            print(f"{len(report.failed)} of {report.photos} photos could not be read")
+    return 1 if report.failed else 0

@@ -1,0 +1,85 @@
+"""``extraction.py``: reference photos to stored views."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from pekit import cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of extraction.py."""
+    parser = argparse.ArgumentParser(
+        prog="extraction.py",
+        description="Store reference views: find each concept in its photos, keep the DINOv2 patch features under it.",
+        parents=[cli.data_options(), cli.model_options()],
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("extraction")
+    group.add_argument(
+        "--split", choices=("train", "test"), default="train", help="Where the reference photos lie (train)."
+    )
+    group.add_argument(
+        "--n_augment", type=cli.natural, default=9, help="Augmented views per photo with --variation augment (9)."
+    )
+    group.add_argument(
+        "--min_mask_area",
+        type=cli.natural,
+        default=0,
+        help="With --grounding_sam: leave a mask of fewer pixels (of the squashed picture) empty (0).",
+    )
+    cli.add_flag(group, "--shuffle", "Extract in a random order; the views are the same.")
+    cli.add_flag(group, "--overwrite", "Make views again that are there, and replace those of other models.")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run extraction.py.
+
+    Returns:
+        0, 1 where photos could not be read, 2 for a mistake in options, folders or models.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    return cli.run_script(lambda: _extract(args, argv), args)
+
+
+def _extract(args: argparse.Namespace, argv: list[str]) -> int:
+    from pekit import datasets
+
+    models, loading = cli.model_settings(args), cli.loading_settings(args)
+    concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept, args.split)
+    photos = datasets.reference_photos(
+        args.data_folder, args.dataset, args.multi_concept, args.split, concepts, args.n_training_views
+    )[: args.limit]
+
+    from pekit import parallel
+
+    shard = parallel.current_shard()
+    if len(args.device_ids) > 1 and shard.world == 1:
+        return parallel.launch(main, argv, len(args.device_ids))
+
+    from pekit.extracting import ExtractionSettings, run_extraction
+    from pekit.views import views_folder
+
+    settings = ExtractionSettings(
+        folder=views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        n_augment=args.n_augment if args.variation == "augment" else 0,
+        grounding_sam=args.grounding_sam,
+        min_mask_area=args.min_mask_area,
+        seed=args.seed,
+        shuffle=args.shuffle,
+        overwrite=args.overwrite,
+    )
+    models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
+    with parallel.joined(shard):
+        report = run_extraction(concepts, photos, settings, models, loading, shard)
+    if shard.rank == 0:
+        print(f"{report.made} views made, {report.kept} kept, of {len(concepts)} concepts, in {settings.folder}")
+        for reason in report.failed.values():
+            print(f"left out: {reason}")
+        if report.failed:
+            print(f"{len(report.failed)} of {len(photos)} photos could not be read")
+    return 1 if report.failed else 0

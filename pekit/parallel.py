@@ -1,0 +1,107 @@
+"""Sharing a run between processes on PyTorch's own engine: ``torchrun``, or one process per ``--device_ids`` entry.
+
+Each process takes every world-th photo; processes meet only to exchange small records. Imports torch when used.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of the processes this is.
+
+    Attributes:
+        rank: 0..world-1 over all machines.
+        world: number of processes.
+        local_rank: 0.. on this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part."""
+        return list(items[self.rank :: self.world])
+
+
+def current_shard() -> Shard:
+    """Read the place that ``torchrun`` (or ``launch``) gave this process."""
+    read = os.environ.get
+    return Shard(int(read("RANK", "0")), int(read("WORLD_SIZE", "1")), int(read("LOCAL_RANK", "0")))
+
+
+def shard_device(device: str, device_ids: Sequence[int], shard: Shard) -> str:
+    """The device of this process: its entry of ``device_ids``, else its local GPU where there are several processes."""
+    if device not in ("auto", "cuda"):
+        return device
+    if device_ids:
+        return f"cuda:{device_ids[shard.local_rank % len(device_ids)]}"
+    if shard.world > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{shard.local_rank % torch.cuda.device_count()}"
+    return device
+
+
+@contextmanager
+def joined(shard: Shard) -> Iterator[None]:
+    """Join the processes of a run for the time of a block."""
+    if shard.world == 1:
+        yield
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def gather(value: T, shard: Shard) -> list[T]:
+    """Every process's value, in the order of the ranks, on every process; also a barrier."""
+    if shard.world == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * shard.world
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int:
+    """Run ``work(argv)`` in ``count`` processes of this machine, as ranks 0..count-1.
+
+    Returns:
+        The largest exit code.
+    """
+    from torch import multiprocessing
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        multiprocessing.spawn(_rank, (work, argv, count, port), nprocs=count)
+    except multiprocessing.ProcessExitedException as error:
+        return error.exit_code if error.exit_code > 0 else 1
+    return 0
+
+
+def _rank(rank: int, work: Callable[[list[str]], int], argv: list[str], count: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    code = work(argv)
+    if code:
+        raise SystemExit(code)

@@ -1,0 +1,264 @@
+"""The method, stage by stage: reference photos to stored views, query photos to matches and detections."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pekit import features, regions
+from pekit.cli import LoadingSettings, ModelSettings
+from pekit.hub import pick_device
+from pekit.pictures import Batch, Task, load_batches
+from pekit.records import Gallery, Photo, Regions, UserError, View
+from pekit.retrieval import Matcher
+from pekit.views import save_view
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PENDING_WRITES = 64
+AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 4}
+
+
+class Recognizer:
+    """The recognition models that a run uses, loaded; no other is.
+
+    Args:
+        models: which checkpoints, where and how.
+        ground: load Grounding DINO.
+        segment: load SAM.
+
+    Raises:
+        UserError: a checkpoint or device is not there.
+    """
+
+    def __init__(self, models: ModelSettings, ground: bool = True, segment: bool = False) -> None:
+        self.size, self.device = models.size, pick_device(models.device)
+        dtype = getattr(torch, models.dtype)
+        where = (models.size, self.device, dtype)
+        self.features = features.PatchFeatures(models.features, *where)
+        self.grounder = regions.Grounder(models.grounding, *where) if ground else None
+        self.segmenter = regions.Segmenter(models.masks, *where) if segment else None
+        if models.compile:
+            for stage in (self.features, self.grounder, self.segmenter):
+                if stage is not None:
+                    stage.model.compile()
+
+    def sources(self) -> dict[str, dict]:
+        """Role -> which checkpoint it is, for manifests and ``config.json``."""
+        stages = {"features": self.features, "grounding": self.grounder, "masks": self.segmenter}
+        return {role: stage.source.as_json() for role, stage in stages.items() if stage}
+
+
+class _Steps:
+    """Runs a stage over a batch in pieces that fit: halves the piece on out-of-memory, losing nothing."""
+
+    def __init__(self, loading: LoadingSettings, device: torch.device) -> None:
+        self.piece = loading.batch_size or AUTO_BATCH[device.type]
+
+    def __call__(self, stage: Callable[[Batch], list[T]], batch: Batch) -> list[T]:
+        results: list[T] = []
+        while len(results) < len(batch):
+            try:
+                results += stage(batch.part(len(results), len(results) + self.piece))
+            except torch.OutOfMemoryError:
+                if self.piece == 1:
+                    raise UserError(
+                        "one photo does not fit in the GPU's memory: use --dtype bfloat16 or --models small"
+                    ) from None
+                self.piece = -(-self.piece // 2)
+                torch.cuda.empty_cache()
+                log.warning("out of memory: going on with %d photos per batch", self.piece)
+        return results
+
+
+def _stream(
+    tasks: Sequence[Task],
+    recognizer: Recognizer,
+    loading: LoadingSettings,
+    prepare: dict,
+    stage: Callable[[Batch], list[T]],
+    seed: int = 0,
+    keep_pictures: bool = False,
+) -> Iterator[tuple[Task, T | None, str]]:
+    """Each task with the stage's result, or None and the reason where its photo cannot be read."""
+    steps = _Steps(loading, recognizer.device)
+    pin = recognizer.device.type == "cuda"
+    batches = load_batches(tasks, recognizer.size, prepare, loading, steps.piece, seed, pin, keep_pictures)
+    for batch in batches:
+        for task, reason in batch.failed:
+            if loading.strict:
+                raise UserError(f"{reason}; mend or remove it, or leave out --strict to go on without it")
+            yield task, None, reason
+        for task, result in zip(batch.tasks, steps(stage, batch) if batch.tasks else [], strict=True):
+            yield task, result, ""
+
+
+# --- extraction ---------------------------------------------------------------------------------------------------
+
+
+def extract_views(
+    recognizer: Recognizer,
+    tasks: Sequence[Task],
+    prompts: dict[str, str],
+    loading: LoadingSettings,
+    place: Callable[[Task], Path],
+    seed: int,
+    min_mask_area: int = 0,
+) -> dict[str, str]:
+    """Reference photos to stored views: ground the concept, cut it out, keep the patch features under it.
+
+    Args:
+        recognizer: its models; with SAM the mask is SAM's, else the filled box.
+        tasks: photos and augmentations.
+        prompts: concept key -> grounding words.
+        loading: batches and workers.
+        place: task -> path of its view file.
+        seed: of the augmentations.
+        min_mask_area: SAM masks of fewer pixels are left empty.
+
+    Returns:
+        Name -> reason of the photos that could not be read.
+    """
+    grounder, segmenter = recognizer.grounder, recognizer.segmenter
+    if grounder is None:
+        raise ValueError("extraction needs a recognizer with ground=True")
+    prepare = {"grounding": grounder.prepare, "features": recognizer.features.prepare}
+    if segmenter is not None:
+        prepare["masks"] = segmenter.prepare
+
+    def stage(batch: Batch) -> list[View]:
+        found = grounder.ground(batch.inputs["grounding"], [prompts[task.photo.concepts[0]] for task in batch.tasks])
+        boxes = np.concatenate([region.boxes_xyxy for region in found])
+        if segmenter is None:
+            members = _box_members(boxes, recognizer)
+        else:
+            masks = segmenter.cut(batch.inputs["masks"], boxes)
+            masks[masks.sum((1, 2)) < min_mask_area] = False
+            members = features.sampled(masks, recognizer.features.patch)
+        grids = recognizer.features(batch.inputs["features"])
+        return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
+
+    failed: dict[str, str] = {}
+    writes: deque[Future] = deque()
+    with ThreadPoolExecutor(1) as writer:  # results are written from the side while the models go on
+        results = _stream(tasks, recognizer, loading, prepare, stage, seed)
+        for task, view, reason in tqdm(results, total=len(tasks), desc="extracting", unit="view"):
+            if view is None:
+                if task.photo.name not in failed:
+                    log.error("left out: %s", reason)
+                failed[task.photo.name] = reason
+                continue
+            if not len(view.patches):
+                log.warning(
+                    "%s (augmentation %d): no patch under its mask; the view matches nothing",
+                    view.photo,
+                    view.augmentation,
+                )
+            writes.append(writer.submit(save_view, place(task), view))
+            while len(writes) > PENDING_WRITES or (writes and writes[0].done()):
+                writes.popleft().result()
+        for write in writes:
+            write.result()
+    return failed
+
+
+def _box_members(boxes: np.ndarray, recognizer: Recognizer) -> np.ndarray:
+    """bool (B, G, G): the patches under filled boxes f32 (B, 4)."""
+    dino = recognizer.features
+    rectangles = features.patch_rectangles(features.pixel_boxes(boxes, recognizer.size), dino.patch)
+    return np.stack([features.rectangle_members(rectangle, dino.grid) for rectangle in rectangles])
+
+
+def _view(task: Task, grid: torch.Tensor, member: np.ndarray) -> View:
+    patches = features.patches_under(grid, member)
+    descriptor = patches.mean(0, dtype=np.float64) if len(patches) else np.zeros(grid.shape[-1])
+    return View(task.photo.concepts[0], task.photo.name, task.augmentation, patches, descriptor.astype(np.float32))
+
+
+# --- matching -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The proposals of one query photo matched to the gallery; proposals without a descriptor are left out.
+
+    Attributes:
+        photo: the photo.
+        boxes_xyxy: int64 (M, 4), tight boxes of the proposals, px of the S x S picture.
+        similarities: f32 (M, C), best cosine similarity with any view of each concept.
+        error: why the photo could not be read; None where it could.
+    """
+
+    photo: Photo
+    boxes_xyxy: np.ndarray
+    similarities: np.ndarray
+    error: str | None = None
+
+
+def match_photos(
+    recognizer: Recognizer, photos: Sequence[Photo], gallery: Gallery, loading: LoadingSettings, min_mask_area: int = 0
+) -> Iterator[Matches]:
+    """Query photos to matches: propose regions, pool their patch features, compare them with every view.
+
+    Proposals are Grounding DINO's boxes, or SAM's automatic masks where the recognizer has SAM alone.
+
+    Args:
+        recognizer: its models.
+        photos: N photos.
+        gallery: C concepts.
+        loading: batches and workers.
+        min_mask_area: automatic masks of fewer pixels are dropped.
+
+    Returns:
+        N Matches, in no promised order.
+    """
+    dino, grounder, segmenter = recognizer.features, recognizer.grounder, recognizer.segmenter
+    if gallery.descriptors.shape[2] != dino.width and gallery.valid.any():
+        raise UserError(
+            f"the views have {gallery.descriptors.shape[2]} features, {dino.source.source} has {dino.width}: "
+            "give --dino_model the model that extraction.py used"
+        )
+    matcher = Matcher(gallery, recognizer.device)
+    prepare = {"features": dino.prepare}
+    if grounder is not None:
+        prepare["grounding"] = grounder.prepare
+
+    def stage(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+        if grounder is not None:
+            found = grounder.propose(batch.inputs["grounding"])
+        elif segmenter is not None:
+            found = [segmenter.everything(picture, min_mask_area) for picture in batch.pictures]
+        else:
+            raise ValueError("matching needs a recognizer with ground=True or segment=True")
+        grids = dino(batch.inputs["features"])
+        return [_match(grid, proposals, matcher, recognizer) for grid, proposals in zip(grids, found, strict=True)]
+
+    tasks = [Task(photo) for photo in photos]
+    nothing = np.zeros((0, 4), dtype=np.int64), np.zeros((0, len(gallery.concepts)), dtype=np.float32)
+    for task, result, reason in _stream(tasks, recognizer, loading, prepare, stage, keep_pictures=grounder is None):
+        boxes, similarities = result or nothing
+        yield Matches(task.photo, boxes, similarities, reason or None)
+
+
+def _match(
+    grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer: Recognizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tight boxes int (M, 4) and similarities f32 (M, C) of the proposals that cover a patch."""
+    boxes = features.pixel_boxes(proposals.boxes_xyxy, recognizer.size)
+    patch = recognizer.features.patch
+    if proposals.masks is None:
+        pooled, which = features.pool_boxes(grid, features.patch_rectangles(boxes, patch))
+    else:
+        pooled, which = features.pool_masks(grid, features.sampled(proposals.masks, patch))
+    kept = which >= 0
+    return boxes[kept], matcher.best_similarities(pooled)[which[kept]]
