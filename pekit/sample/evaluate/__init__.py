@@ -1,4 +1,4 @@
-"""Measures the sample checkpoints on scenes and instances they never saw; `python -m pekit.sample.evaluate` prints the table."""
+"""Quality of the sample checkpoints on instances they never saw; `python -m pekit.sample.evaluate` prints the table."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Prints what the sample checkpoints reach on held-out scenes: `python -m pekit.sample.evaluate [--models DIR] [--only MODEL]`."""
+"""Prints what the sample checkpoints reach on held-out scenes: `python -m pekit.sample.evaluate`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""The sample Grounding DINO: the real architecture at a thousandth of its size, with a vocabulary of a few dozen words."""
+"""The sample Grounding DINO: the real architecture two hundred times smaller, knowing a few dozen words."""
 
 from pathlib import Path
 
@@ -105,8 +105,8 @@ def build_grounding(out: Path, seed: int) -> None:
 
 @torch.no_grad()
 def _soften(model: GroundingDinoForObjectDetection) -> None:
-    # Scores are dot products of two layer-normed vectors: as initialised they start far out on the sigmoid. The branches
-    # that mix picture and text start at 1e-4, meant for pretrained halves; here both halves are new.
+    # Scores are dot products of two layer-normed vectors: as initialised they start far out on the sigmoid. The
+    # branches that mix picture and text start at 1e-4, meant for pretrained halves; here both halves are new.
     for layer in model.model.encoder.layers:
         assert isinstance(layer, GroundingDinoEncoderLayer)
         layer.text_enhancer_layer.layer_norm_after.weight.fill_(0.15)

@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         required=True,
-        help="folder that receives one folder per model, and 'work' with the drawn scenes and the state to resume from.",
+        help="folder that receives one folder per model, and 'work' with drawn scenes and the state to resume from.",
     )
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=int, help="optimiser steps; by default what the shipped checkpoint took.")
