@@ -1,0 +1,78 @@
+"""Groups of scenes that show the same few, easily confused instances: what features of instances are learned from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scenes that show the same few instances again and again.
+
+    Attributes:
+        images: uint8 (S, 3, H, W), squashed to squares.
+        labels: uint8 (S, H, W); 0 where no object is visible, else 1 + the object's number in the group.
+        instances: what the numbers stand for.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    instances: tuple[Instance, ...]
+
+
+def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 266, n_scenes: int = 8) -> Group:
+    """Draws a few instances that are easily confused, several of them in each of a handful of scenes.
+
+    Args:
+        seed: seed of the run and number of the group.
+        pool: which instances may appear, one of `drawing.POOLS`.
+        side: side of the squares, in px.
+        n_scenes: how many scenes show the instances.
+    """
+    rng = np.random.default_rng(seed)
+    first = random_instance(rng, pool=pool)
+    twin = look_alike(rng, first)
+    painted = repaint(rng, first)
+    instances = [first, twin, look_alike(rng, first), painted, repaint(rng, twin), look_alike(rng, painted)]
+    instances += [random_instance(rng, pool=pool) for _ in range(2)]
+    images, labels = [], []
+    for _ in range(n_scenes):
+        shown = rng.choice(len(instances), size=rng.integers(1, 5), replace=False)
+        long = int(rng.choice([192, 256]))
+        size = [(long, long), (long, long * 3 // 4), (long * 3 // 4, long)][rng.integers(3)]
+        scene = draw_scene(rng, [instances[k] for k in shown], size=size)
+        label = np.zeros(scene.image.shape[:2], np.uint8)
+        for thing in scene.objects:
+            label[thing.mask] = 1 + instances.index(thing.instance)
+        images.append(np.asarray(Image.fromarray(scene.image).resize((side, side), Image.Resampling.BILINEAR)))
+        labels.append(np.asarray(Image.fromarray(label).resize((side, side), Image.Resampling.NEAREST)))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Group(pixels, torch.from_numpy(np.stack(labels)), tuple(instances))
+
+
+def repaint(rng: np.random.Generator, instance: Instance) -> Instance:
+    """An instance of the same pool and another category in the same colours and pattern."""
+    for _ in range(64):
+        other = random_instance(rng, pool=instance.pool)
+        painted = replace(other, colour=instance.colour, accent=instance.accent, pattern=instance.pattern)
+        if painted.category != instance.category and painted.pool == instance.pool:
+            return painted
+    return random_instance(rng, pool=instance.pool)
+
+
+def groups(seed: int, first: int, workers: int) -> Iterator[Group]:
+    """Groups number `first`, `first` + 1, … of a run, drawn ahead in worker processes (0: in this one)."""
+    seeds = ((seed, number) for number in range(first, 1 << 40))
+    if workers == 0:
+        yield from map(draw_group, seeds)
+        return
+    with get_context("spawn").Pool(workers) as pool:
+        waiting = [pool.apply_async(draw_group, (next(seeds),)) for _ in range(4 * workers)]
+        while True:
+            waiting.append(pool.apply_async(draw_group, (next(seeds),)))
+            yield waiting.pop(0).get()
