@@ -1,5 +1,6 @@
 """How well the sample DINOv2 tells apart instances it was never trained on, at the pipeline's settings."""
 
+from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def pair_marks(drawn: list[Group], grids: list[list[torch.Tensor]], rng: np.rand
     objects = torch.cat(found)
     passes = (objects @ objects.T > THRESHOLD).tolist()
     marks: dict[str, list[bool]] = {kind: [] for kind in PAIRS}
-    for (i, (scene, one)), (j, (other_scene, two)) in combinations(enumerate(shown), 2):
-        if scene != other_scene:
+    for (i, (place, one)), (j, (other_place, two)) in combinations(enumerate(shown), 2):
+        if place != other_place:
             marks[relation(one, two)].append(passes[i][j])
     marks["background"] = (torch.cat(empty) @ objects.T > THRESHOLD).flatten().tolist()
     return marks
@@ -134,13 +135,13 @@ def recognise(
 def recognition_rows(truth: list[int], named: list[set[int]], n_concepts: int) -> list[Row]:
     """Recall and precision, mean over concepts, and the share of scenes without any concept that stay unnamed."""
     pairs = list(zip(truth, named, strict=True))
-    recalls = [np.mean([c in names for shown, names in pairs if shown == c] or [np.nan]) for c in range(n_concepts)]
-    precisions = [np.mean([shown == c for shown, names in pairs if c in names] or [np.nan]) for c in range(n_concepts)]
+    recalls = [_share(c in names for shown, names in pairs if shown == c) for c in range(n_concepts)]
+    precisions = [_share(shown == c for shown, names in pairs if c in names) for c in range(n_concepts)]
     clean = [not names for shown, names in pairs if shown == -1]
-    figures = {
+    figures: dict[str, tuple[list[float], int]] = {
         "recall, loose true boxes and random boxes": (recalls, len(pairs) - len(clean)),
         "precision, likewise": (precisions, sum(map(len, named))),
-        "photos with look-alikes only, no false detection": (clean, len(clean)),
+        "photos with look-alikes only, no false detection": ([_share(clean)], len(clean)),
     }
     return [Row("DINOv2", asked, float(np.nanmean(marks)), 0.90, True, n) for asked, (marks, n) in figures.items()]
 
@@ -152,6 +153,11 @@ def proposals(label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     for one, two in pairwise(tight):
         boxes.append(np.concatenate([np.minimum(one[:2], two[:2]), np.maximum(one[2:], two[2:])]))
     return boxes + [random_box(len(label), rng) for _ in range(30 - len(boxes))]
+
+
+def _share(marks: Iterable[bool]) -> float:
+    values = list(marks)
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _cut_out(label: np.ndarray, box: np.ndarray) -> np.ndarray:

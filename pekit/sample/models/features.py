@@ -7,6 +7,7 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 WIDTH = 96
 IMAGE_SIZE = 224
+PATCH_SIZE = 14
 
 
 def build_features(out: Path, seed: int) -> None:
@@ -22,14 +23,14 @@ def build_features(out: Path, seed: int) -> None:
         num_attention_heads=3,
         mlp_ratio=2,
         image_size=IMAGE_SIZE,
-        patch_size=14,
+        patch_size=PATCH_SIZE,
         use_mask_token=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Dinov2Model(config)
     with torch.no_grad():
-        side = IMAGE_SIZE // config.patch_size
+        side = IMAGE_SIZE // PATCH_SIZE
         # Patches that know from the start where they are learn to look at their neighbours far sooner.
         model.embeddings.position_embeddings[:, 1:] = 0.3 * sine_positions(side, WIDTH)
     model.save_pretrained(out)

@@ -57,7 +57,8 @@ def build_masks(out: Path, seed: int) -> None:
         # As initialised, its deviation of half the encoder's width makes neighbouring places look unrelated.
         model.shared_image_embedding.positional_embedding.normal_()
         side = IMAGE_SIZE // PATCH_SIZE
-        model.vision_encoder.pos_embed.copy_(0.3 * sine_positions(side, WIDTH).reshape(1, side, side, WIDTH))
+        places = 0.3 * sine_positions(side, WIDTH).reshape(1, side, side, WIDTH)
+        model.vision_encoder.pos_embed = torch.nn.Parameter(places)
     model.save_pretrained(out)
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     low = IMAGE_SIZE // PATCH_SIZE * 4

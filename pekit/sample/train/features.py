@@ -9,6 +9,7 @@ objects, parts and background, and asks for pairs of one instance above the thre
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def _random_view(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([turn @ stretch, np.zeros((2, 1))], axis=1).astype(np.float32)
 
 
-def descriptors(model: Dinov2Model, batch: Batch) -> torch.Tensor:
+def descriptors(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Unit descriptors of all regions of a batch, f32 (R, D)."""
     tokens = model(pixel_values=batch.pixels).last_hidden_state[:, 1:]
     counts = torch.bincount(batch.scene, minlength=len(tokens)).tolist()
@@ -164,13 +165,15 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     folder, state = out / "features", out / "work" / "features.pt"
     if not state.exists():
         build_features(folder, seed)
-    model = Dinov2Model.from_pretrained(folder).to(device).train()
+    model: torch.nn.Module = Dinov2Model.from_pretrained(folder)
+    model.to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.997))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
     first, seconds = load_state(state, parts)
-    drawn, kept = groups(seed, first, workers), []
+    drawn = groups(seed, first, workers)
+    kept: list[Group] = []
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
@@ -192,7 +195,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             )
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, step + 1, time.monotonic() - began)
-            average.module.save_pretrained(folder)
+            cast(Dinov2Model, average.module).save_pretrained(folder)
             halve(folder)
     release(folder, steps, seed, time.monotonic() - began)
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ class Batch:
 
 def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
     """Draws scenes of the bank, seen anew, and objects in them to prompt for."""
-    pixels, boxes, points, masks = [], [], [], []
+    pixels: list[np.ndarray] = []
+    boxes, points, masks = [], [], []
     while len(pixels) < SCENES_PER_STEP:
         scene = augment(rng, bank[int(rng.integers(len(bank)))], IMAGE_SIZE)
         if not len(scene.boxes_xyxy):
@@ -122,7 +124,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     bank = open_bank(out / "work", seed, workers=max(1, workers))
     if not state.exists():
         build_masks(folder, seed)
-    model = SamModel.from_pretrained(folder).to(device).train()
+    model: torch.nn.Module = SamModel.from_pretrained(folder)
+    model.to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.997))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
@@ -145,7 +148,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, step + 1, time.monotonic() - began)
-            average.module.save_pretrained(folder)
+            cast(SamModel, average.module).save_pretrained(folder)
             halve(folder)
     release(folder, steps, seed, time.monotonic() - began)
 
