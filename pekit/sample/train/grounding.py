@@ -47,7 +47,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     processor = build_processor()
     model = build_model(seed).to(device).train()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
     state_file, parts = out / "work" / "grounding.pt", {"model": model, "average": average, "optimizer": optimizer}
     first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
