@@ -1,0 +1,1 @@
+"""A drawn miniature of the benchmarks, and small models of the real architectures that know it."""
