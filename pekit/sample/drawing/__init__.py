@@ -170,7 +170,6 @@ def draw_scene(rng: np.random.Generator, instances: Sequence[Instance], size: tu
     Returns:
         The scene; of each object at least 60 % is visible.
     """
-    width, height = size
     image = background(rng, size)
     clutter(rng, image)
     for _ in range(40):
@@ -221,7 +220,9 @@ def _place(
 
 def _visible(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """What later masks leave of earlier ones."""
-    left, covered = [], np.zeros_like(masks[0]) if masks else None
+    if not masks:
+        return []
+    left, covered = [], np.zeros_like(masks[0])
     for mask in reversed(masks):
         left.append(mask & ~covered)
         covered = covered | mask

@@ -25,10 +25,10 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
         pen.rectangle((0, 0, width, horizon), fill=_tone(rng, 170, 235, 15))
         pen.rectangle((0, horizon, width, height), fill=(int(rng.uniform(70, 130)), int(rng.uniform(120, 175)), 70))
     elif kind == 2:  # wallpaper
-        step = width * rng.uniform(0.1, 0.22)
+        band = width * rng.uniform(0.1, 0.22)
         stripe = _tone(rng)
-        for i in range(int(width / step) + 1):
-            pen.rectangle((i * step, 0, i * step + step / 2, height), fill=stripe)
+        for i in range(int(width / band) + 1):
+            pen.rectangle((i * band, 0, i * band + band / 2, height), fill=stripe)
     elif kind == 3:  # tiles
         step, joint = max(8, int(width * rng.uniform(0.12, 0.25))), _tone(rng)
         for x in range(0, width, step):
@@ -38,8 +38,8 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     elif kind == 4:  # table top in front of a wall
         pen.rectangle((0, horizon, width, height), fill=(150, 104, 62))
         for _ in range(10):
-            y = rng.uniform(horizon, height)
-            pen.line((0, y, width, y + rng.normal(0, 3)), fill=(128, 86, 50), width=max(1, height // 120))
+            grain = rng.uniform(horizon, height)
+            pen.line((0, grain, width, grain + rng.normal(0, 3)), fill=(128, 86, 50), width=max(1, height // 120))
     elif kind in (5, 6):  # a gradient, or blurred shapes far away
         ends = np.array([_tone(rng), _tone(rng)], dtype=np.float64)
         share = np.linspace(0, 1, height)[:, None, None]
