@@ -38,8 +38,8 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     elif kind == 4:  # table top in front of a wall
         pen.rectangle((0, horizon, width, height), fill=(150, 104, 62))
         for _ in range(10):
-            grain = rng.uniform(horizon, height)
-            pen.line((0, grain, width, grain + rng.normal(0, 3)), fill=(128, 86, 50), width=max(1, height // 120))
+            vein = rng.uniform(horizon, height)
+            pen.line((0, vein, width, vein + rng.normal(0, 3)), fill=(128, 86, 50), width=max(1, height // 120))
     elif kind in (5, 6):  # a gradient, or blurred shapes far away
         ends = np.array([_tone(rng), _tone(rng)], dtype=np.float64)
         share = np.linspace(0, 1, height)[:, None, None]
