@@ -145,7 +145,7 @@ def pool_masks(grid: torch.Tensor, members: np.ndarray) -> tuple[torch.Tensor, n
     Returns:
         As ``pool_boxes``: descriptors f32 (U, D), which int64 (M,) with -1 for masks without patches.
     """
-    flat = members.reshape(len(members), -1)
+    flat = members.reshape(len(members), grid.shape[0] * grid.shape[1])
     counts = flat.sum(1)
     which = np.where(counts > 0, np.cumsum(counts > 0) - 1, -1)
     chosen = torch.from_numpy(flat[counts > 0]).to(grid.device, grid.dtype)
