@@ -43,9 +43,8 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     elif kind in (5, 6):  # a gradient, or blurred shapes far away
         ends = np.array([_tone(rng), _tone(rng)], dtype=np.float64)
         share = np.linspace(0, 1, height)[:, None, None]
-        image = Image.fromarray(
-            np.broadcast_to(ends[0] * (1 - share) + ends[1] * share, (height, width, 3)).astype("u1")
-        )
+        blend = np.broadcast_to(ends[0] * (1 - share) + ends[1] * share, (height, width, 3))
+        image = Image.fromarray(blend.astype(np.uint8))
         if kind == 6:
             pen = ImageDraw.Draw(image)
             for _ in range(8):
