@@ -21,7 +21,7 @@ from pekit.sample.train.scenes import StoredScene, augment, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 6000
+STEPS = 7000
 BATCH = 12
 LEARNING_RATE = 1e-3
 WARM_UP = 200

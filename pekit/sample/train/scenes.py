@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, random_instance
 from PIL import Image
+
+from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, random_instance
 
 SIZE = 224
 N_SCENES = 12_000
@@ -99,8 +100,7 @@ def draw_pair(rng: np.random.Generator, pool: str, size: int = SIZE) -> tuple[Sc
         The two scenes; each has 1 to 5 objects, look-alikes of the main one among them now and then.
     """
     main = random_instance(rng, pool=pool)
-    first, second = (draw_scene(rng, [main, *_company(rng, main, pool)], (size, size)) for _ in range(2))
-    return first, second
+    return _scene_of(rng, main, pool, size), _scene_of(rng, main, pool, size)
 
 
 def augment(rng: np.random.Generator, scene: StoredScene, side: int) -> StoredScene:
@@ -154,6 +154,13 @@ def label_boxes(labels: np.ndarray, n_objects: int) -> np.ndarray:
         columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
         boxes[k] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return boxes
+
+
+def _scene_of(rng: np.random.Generator, main: Instance, pool: str, size: int) -> Scene:
+    instances = [main, *_company(rng, main, pool)]
+    order = rng.permutation(len(instances))  # from back to front
+    scene = draw_scene(rng, [instances[index] for index in order], (size, size))
+    return Scene(scene.image, tuple(scene.objects[position] for position in np.argsort(order)))
 
 
 def _company(rng: np.random.Generator, main: Instance, pool: str) -> Iterator[Instance]:
