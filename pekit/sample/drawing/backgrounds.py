@@ -48,8 +48,8 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
         if kind == 6:
             pen = ImageDraw.Draw(image)
             for _ in range(8):
-                x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.08, 0.25) * width
-                pen.ellipse((x - r, y - r, x + r, y + r), fill=_tone(rng))
+                left, upper, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.08, 0.25) * width
+                pen.ellipse((left - r, upper - r, left + r, upper + r), fill=_tone(rng))
             image = image.filter(ImageFilter.GaussianBlur(width / 30))
     else:  # carpet
         grain = rng.normal(0, 14, (max(2, height // 3), max(2, width // 3), 1))
