@@ -1,0 +1,64 @@
+"""``python -m pekit.sample.run --out DIR``: the scripts, one after the other, on the sample in DIR/datasets.
+
+Runs in one process, so that libraries load once; each command is printed as a person would type it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pekit.cli import TEST_SPLITS, detection, extraction
+
+VIEWS = "3"
+
+
+def commands(out: Path, models: str) -> list[tuple[str, list[str]]]:
+    """The commands of the sample run: script name and arguments."""
+    folders = ["--data_folder", f"{out}/datasets", "--features_folder", f"{out}/features"]
+    shared = [*folders, "--models", models, "--n_training_views", VIEWS, "--batch_size", "8"]
+    results = ["--save_folder", f"{out}/results"]
+    runs: list[tuple[str, list[str]]] = []
+    for dataset, options in (
+        ("yollava", []),
+        ("myvlm", []),
+        ("this-is-my", []),
+        ("this-is-my", ["--multi_concept", "True"]),
+    ):
+        chosen = ["--dataset", dataset, *options]
+        runs.append(("extraction", [*chosen, *shared]))
+        splits = TEST_SPLITS if dataset == "this-is-my" and not options else ("",)
+        for split in splits:
+            own = ["--test_split", split] if split else []
+            runs.append(("detection", [*chosen, *own, *shared, *results]))
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sample.
+
+    Returns:
+        The first exit code that is not 0, else 0.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pekit.sample.run", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="Folder with datasets/ in it, from python -m pekit.sample."
+    )
+    parser.add_argument("--models", default="sample", help="As the scripts take it (sample).")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    for script, options in commands(args.out, args.models):
+        print(f"\n$ python {script}.py {shlex.join(options)}", flush=True)
+        code = {"extraction": extraction.main, "detection": detection.main}[script](options)
+        if code:
+            return code
+    print(f"\nall of it took {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
