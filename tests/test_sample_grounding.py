@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from pekit.regions import Grounder
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, random_instance
-from pekit.sample.evaluate.grounding import Detector, proposal_coverage, reference_hits
+from pekit.sample.evaluate.grounding import load, proposal_coverage, reference_hits
 from pekit.sample.models.grounding import build_grounding, build_model, build_tokenizer
 from pekit.sample.train.grounding import make_batch
 from pekit.sample.train.grounding_loss import Targets, assign, phrase_logits, stage_losses
@@ -140,11 +141,11 @@ def test_prompts_end_in_the_noun_they_mean() -> None:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Detector:
-    return Detector(CHECKPOINT)
+def shipped() -> Grounder:
+    return load(CHECKPOINT)
 
 
-def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped: Detector) -> None:
+def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped: Grounder) -> None:
     with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
     assert (CHECKPOINT / "model.safetensors").stat().st_size < 3_000_000
@@ -152,10 +153,10 @@ def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped:
 
 
 # The bounds leave two standard deviations of so small a draw below the figures of the model card.
-def test_proposals_cover_held_out_objects(shipped: Detector) -> None:
+def test_proposals_cover_held_out_objects(shipped: Grounder) -> None:
     covered = proposal_coverage(shipped, np.random.default_rng(77), n_photos=40)
     assert np.mean(covered) >= 0.9
 
 
-def test_the_category_prompt_finds_the_main_object_of_a_reference_photo(shipped: Detector) -> None:
+def test_the_category_prompt_finds_the_main_object_of_a_reference_photo(shipped: Grounder) -> None:
     assert np.mean(reference_hits(shipped, np.random.default_rng(78), n_photos=40)) >= 0.8

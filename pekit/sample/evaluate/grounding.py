@@ -1,43 +1,21 @@
-"""How well the sample Grounding DINO finds held-out objects, at the scripts' own settings."""
+"""How well the sample Grounding DINO finds held-out objects, through the scripts' own region code and settings."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from pekit.sample.drawing import CATEGORIES, draw_scene, random_instance, random_scene
 from PIL import Image
-from torchvision.ops import box_convert, box_iou
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+from torchvision.ops import box_iou
 
+from pekit.datasets import squash
+from pekit.regions import Grounder
+from pekit.sample.drawing import CATEGORIES, Scene, draw_scene, random_instance, random_scene
 from pekit.sample.evaluate import Row
 
-SQUASHED = 518
-PROPOSAL_THRESHOLD = 0.01
+SIDE = 518
 _PHOTO_SIZES = ((256, 256), (320, 240), (240, 320))
 _NAMES = ("", "noras ", "my ", "polka ", "belas_", "tims {noun} ")
-
-
-class Detector:
-    """The checkpoint behind one call, independent of the package's own region code."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder).eval()
-        self.processor = AutoProcessor.from_pretrained(folder, backend="pil")
-
-    @torch.no_grad()
-    def __call__(self, photo: np.ndarray, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Looks for the prompt in a photo.
-
-        Args:
-            photo: uint8 (H, W, 3) RGB.
-            prompt: such as "object.".
-
-        Returns:
-            Corners (Q, 4) as shares of the photo, and scores (Q,).
-        """
-        squashed = Image.fromarray(photo).resize((SQUASHED, SQUASHED), Image.Resampling.BILINEAR)
-        out = self.model(**self.processor(images=squashed, text=prompt, return_tensors="pt"))
-        return box_convert(out.pred_boxes[0], "cxcywh", "xyxy"), out.logits[0].sigmoid().max(-1).values
 
 
 def evaluate(folder: Path, seed: int = 2024, n_photos: int = 300) -> list[Row]:
@@ -51,50 +29,57 @@ def evaluate(folder: Path, seed: int = 2024, n_photos: int = 300) -> list[Row]:
     Returns:
         The two rows of the table.
     """
-    detector = Detector(folder)
-    coverage = proposal_coverage(detector, np.random.default_rng([seed, 0]), n_photos)
-    hits = reference_hits(detector, np.random.default_rng([seed, 1]), n_photos)
+    grounder = load(folder)
+    covered = proposal_coverage(grounder, np.random.default_rng([seed, 0]), n_photos)
+    hits = reference_hits(grounder, np.random.default_rng([seed, 1]), n_photos)
     name = "Grounding DINO"
     return [
-        Row(name, '"object." proposals cover an object', float(np.mean(coverage)), 0.95, True, len(coverage)),
+        Row(name, '"object." proposals cover an object', float(np.mean(covered)), 0.95, True, len(covered)),
         Row(name, "top box of the category prompt on a reference photo", float(np.mean(hits)), 0.90, True, len(hits)),
     ]
 
 
-def proposal_coverage(detector: Detector, rng: np.random.Generator, n_photos: int) -> list[bool]:
-    """Tells for each object of random held-out scenes whether a kept proposal overlaps it by half."""
+def load(folder: Path) -> Grounder:
+    """Loads a model folder as the scripts do."""
+    return Grounder(str(folder), SIDE, torch.device("cpu"), torch.float32)
+
+
+def proposal_coverage(grounder: Grounder, rng: np.random.Generator, n_photos: int) -> list[bool]:
+    """Tells for each object of random held-out scenes whether a proposal overlaps it by half."""
     covered: list[bool] = []
-    for index in range(n_photos):
-        size = _PHOTO_SIZES[index % len(_PHOTO_SIZES)]
+    for size in _photo_sizes(n_photos):
         scene = random_scene(rng, size=size, pool="heldout")
-        boxes, scores = detector(scene.image, "object.")
-        truths = _shares(np.stack([drawn.box_xyxy for drawn in scene.objects]), size)
-        overlaps = box_iou(truths, boxes[scores > PROPOSAL_THRESHOLD])
-        covered += [bool(row.ge(0.5).any()) for row in overlaps]
+        pixels, truths = _squashed(grounder, scene)
+        proposals = torch.from_numpy(grounder.propose(pixels)[0].boxes_xyxy)
+        covered += [bool((row >= 0.5).any()) for row in box_iou(truths, proposals)]
     return covered
 
 
-def reference_hits(detector: Detector, rng: np.random.Generator, n_photos: int) -> list[bool]:
+def reference_hits(grounder: Grounder, rng: np.random.Generator, n_photos: int) -> list[bool]:
     """Tells for each held-out reference photo whether the category prompt's best box overlaps its main object by half.
 
     Two photos of five show an object of another category as well.
     """
     hits = []
-    for index in range(n_photos):
-        size = _PHOTO_SIZES[index % len(_PHOTO_SIZES)]
-        main = random_instance(rng, pool="heldout")
-        company = []
+    for size in _photo_sizes(n_photos):
+        instances = [random_instance(rng, pool="heldout")]
+        category = instances[0].category
         if rng.random() < 0.4:
-            others = [category for category in CATEGORIES if category != main.category]
-            company.append(random_instance(rng, str(rng.choice(others)), "heldout"))
-        scene = draw_scene(rng, [main, *company], size)
-        noun = main.category.lower().replace("-", " ")
-        name = str(rng.choice(_NAMES)).format(noun=noun)
-        boxes, scores = detector(scene.image, f"{name}{noun}.")
-        truth = _shares(scene.objects[0].box_xyxy[None], size)
-        hits.append(bool(box_iou(truth, boxes[scores.argmax()][None]) >= 0.5))
+            others = [name for name in CATEGORIES if name != category]
+            instances.append(random_instance(rng, str(rng.choice(others)), "heldout"))
+        pixels, truths = _squashed(grounder, draw_scene(rng, instances, size))
+        prompt = str(rng.choice(_NAMES)).format(noun=category) + category + "."
+        best = torch.from_numpy(grounder.ground(pixels, [prompt])[0].boxes_xyxy)
+        hits.append(bool(box_iou(truths[:1], best) >= 0.5))
     return hits
 
 
-def _shares(boxes: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    return torch.from_numpy(boxes) / torch.tensor([*size, *size])
+def _photo_sizes(n_photos: int) -> Iterator[tuple[int, int]]:
+    return (_PHOTO_SIZES[index % len(_PHOTO_SIZES)] for index in range(n_photos))
+
+
+def _squashed(grounder: Grounder, scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's input (1, 3, h, w) for a scene, and its objects' boxes (N, 4) in px of the squashed photo."""
+    photo = Image.fromarray(scene.image)
+    boxes = torch.from_numpy(np.stack([drawn.box_xyxy for drawn in scene.objects]))
+    return grounder.prepare(squash(photo, SIDE))[None], boxes * (SIDE / torch.tensor([*photo.size, *photo.size]))

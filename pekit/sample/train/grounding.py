@@ -45,7 +45,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     torch.set_num_threads(1)
     bank = open_bank(out / "work", seed, workers=workers)
     processor = build_processor()
-    model = build_model(seed).to(device).train()
+    model = build_model(seed).train()
+    model.to(torch.device(device))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
     state_file, parts = out / "work" / "grounding.pt", {"model": model, "average": average, "optimizer": optimizer}
@@ -68,7 +69,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             log.info("step %d of %d, %.0f s: %s", step, steps, time.monotonic() - started, shown)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             save_state(state_file, parts, step + 1, time.monotonic() - started)
-    release(out / "grounding", average.module, steps, seed, time.monotonic() - started)
+    averaged = build_model(seed)
+    averaged.load_state_dict(average.module.state_dict())
+    release(out / "grounding", averaged, steps, seed, time.monotonic() - started)
 
 
 def make_batch(
