@@ -1,0 +1,322 @@
+"""A run of VQA: where the concepts are, what is asked, what the LVLM replies, how it is graded.
+
+Replies are appended to ``answers.jsonl`` as they come, so that an interrupted run goes on where it stopped; grading
+comes after, and the published files are written at the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from pekit import results
+from pekit.answers import BASELINE, PERSONALISED, Answer, Query
+from pekit.cli import LoadingSettings, ModelSettings
+from pekit.datasets import open_image
+from pekit.grading import Judge, grade
+from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
+from pekit.questions import Item, LeftOut, QuestionFile
+from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
+from pekit.retrieval import locate
+from pekit.views import load_gallery
+from pekit.vqa_results import ANSWERS, summary_text, write_results
+from pekit.vqa_runs import VqaSettings, describe_lvlm, open_run, run_config, stored_answers
+
+log = logging.getLogger(__name__)
+
+MOST_OUTLINED = 8  # there are no more colours
+DRY_RUN_PROMPTS = 3
+
+
+@dataclass(frozen=True)
+class VqaReport:
+    """What came of it: the run's folder, its summary, and that as a table."""
+
+    folder: Path
+    summary: dict
+    table: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question that was asked has a reply and, where a grader was given, a verdict."""
+        tallies = [self.summary, *([self.summary["baseline"]] if "baseline" in self.summary else [])]
+        return not any(counts["unanswered"] or counts["ungraded"] for counts in tallies)
+
+
+def run_vqa(
+    questions: QuestionFile,
+    concepts: Sequence[Concept],
+    settings: VqaSettings,
+    models: ModelSettings,
+    loading: LoadingSettings,
+    lvlm_settings: LvlmSettings,
+    judge: Judge | None,
+    argv: Sequence[str],
+) -> VqaReport:
+    """Ask the questions, grade the replies, write the results.
+
+    Args:
+        questions: from ``read_questions``.
+        concepts: those known by name.
+        settings: what to ask.
+        models: of the recognition.
+        loading: how photos are read.
+        lvlm_settings: the LVLM.
+        judge: of open answers; None where none is needed.
+        argv: the command's options, to go on with or to grade again.
+
+    Raises:
+        UserError: views or models are missing, or the run to go on with is another one.
+    """
+    items = questions.items[: settings.limit]
+    gallery = find_gallery(items, concepts, settings)
+    config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
+    folder = open_run(settings, lvlm_settings, config)
+    try:
+        kept = [answer for answer in stored_answers(folder) if answer.reply is not None]
+        done = {answer.query.identity for answer in kept}
+        variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
+        todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
+        asked: list[Answer] = []
+        if todo:
+            located = locate_concepts(todo, gallery, settings, models, loading) if gallery else {}
+            queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
+            asked = ask(queries, kept, folder, config, settings, lvlm_settings, loading)
+        return finish(folder, [*kept, *asked], questions.left_out, settings.grader, judge, lvlm_settings.concurrency)
+    except KeyboardInterrupt:
+        log.warning("stopped: what is finished is kept; go on with --resume %s", folder)
+        raise
+
+
+def finish(folder: Path, answers: Sequence[Answer], left_out: Sequence[LeftOut], grader: str, judge: Judge | None,
+           concurrency: int) -> VqaReport:  # fmt: skip
+    """Grade the answers and write the results, in the order of the questions."""
+    with closing(grade(answers, grader, judge, concurrency)) as graded:
+        verdicts = list(tqdm(graded, total=len(answers), desc="grading", unit="answer"))
+    verdicts.sort(key=lambda answer: (answer.query.number, answer.query.variant == BASELINE))
+    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
+    summary = write_results(folder, verdicts, left_out)
+    return VqaReport(folder, summary, summary_text(summary))
+
+
+# --- where the concepts are ---------------------------------------------------------------------------------------
+
+
+def find_gallery(items: Sequence[Item], concepts: Sequence[Concept], settings: VqaSettings) -> Gallery | None:
+    """The views of the concepts asked about (of all, where others are outlined too); None where no box is drawn."""
+    task = TASKS[settings.task]
+    if not task.personalised or task.text_only:
+        return None
+    asked = {key for item in items for key in item.question.concepts}
+    wanted = [concept for concept in concepts if task.others or concept.key in asked]
+    return load_gallery(settings.views_folder, wanted, settings.variation, settings.n_training_views, settings.seed)
+
+
+def locate_concepts(
+    items: Sequence[Item], gallery: Gallery, settings: VqaSettings, models: ModelSettings, loading: LoadingSettings
+) -> dict[Path, list[Detection]]:
+    """The best region of each concept of the gallery in each photo, looked for once per photo.
+
+    Returns:
+        Photo -> regions, best first; a photo that cannot be read has none.
+    """
+    from pekit.pipeline import Recognizer, match_photos
+
+    photos = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
+    recognizer = Recognizer(models, ground=True)
+    matched = match_photos(recognizer, [Photo(path, name) for path, name in photos.items()], gallery, loading)
+    located: dict[Path, list[Detection]] = {}
+    for matches in tqdm(matched, total=len(photos), desc="locating", unit="photo"):
+        if matches.error:
+            log.error("%s", matches.error)
+        found = (
+            locate(matches.similarities, matches.boxes_xyxy, column, key, models.size)
+            for column, key in enumerate(gallery.keys)
+        )
+        regions = [detection for detection in found if detection and _exceeds(detection, settings.detect_thresh)]
+        located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
+    del recognizer  # the LVLM needs its room
+    gc.collect()
+    _free_gpu()
+    return located
+
+
+def _exceeds(detection: Detection, threshold: float | None) -> bool:
+    return threshold is None or detection.score > threshold
+
+
+def _free_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# --- what is asked ------------------------------------------------------------------------------------------------
+
+
+def plan(items: Iterable[Item], located: dict[Path, list[Detection]], concepts: Sequence[Concept],
+         settings: VqaSettings) -> Iterator[Query]:  # fmt: skip
+    """Word each question, and with the baseline each twice.
+
+    Args:
+        items: questions.
+        located: from ``locate_concepts``.
+        concepts: those known by name.
+        settings: task, baseline.
+    """
+    task = TASKS[settings.task]
+    wording = Wording(concepts, task.invented)
+    for item in items:
+        query = _unaided(item, wording)
+        yield _aided(query, item, located, task, wording)
+        if settings.with_baseline:
+            yield replace(query, variant=BASELINE)
+
+
+def _unaided(item: Item, wording: Wording) -> Query:
+    """The question alone."""
+    question = item.question
+    text = wording.fill(question.text, question.concepts)
+    options = {letter: wording.fill(option, question.concepts) for letter, option in question.options.items()}
+    return Query(
+        number=item.number,
+        variant=PERSONALISED,
+        subject=item.subject,
+        photo_name=question.photo_name,
+        concepts=question.concepts,
+        question=text,
+        options=options,
+        answer=question.answer if options else wording.fill(question.answer, question.concepts),
+        prompt=with_options(text, options),
+        gpt_answer=item.gpt_answer,
+        photo=question.photo,
+    )
+
+
+def _aided(query: Query, item: Item, located: dict[Path, list[Detection]], task: Task, wording: Wording) -> Query:
+    """The question as the task asks it: with boxes and names, or with a description."""
+    if task.text_only:
+        names = [wording.name(key) for key in query.concepts]
+        return replace(query, prompt=text_prompt(query.prompt, names, item.question.context))
+    if not task.personalised or query.photo is None:
+        return query
+    outlined, not_found = choose_regions(query.concepts, located.get(query.photo, []), task.others)
+    names = [wording.name(detection.concept) for detection in outlined]
+    prompt = box_prompt(query.prompt, names)
+    return replace(query, prompt=prompt, outlined=tuple(outlined), names=tuple(names), not_found=not_found)
+
+
+def choose_regions(
+    keys: Sequence[str], located: Sequence[Detection], others: int
+) -> tuple[list[Detection], tuple[str, ...]]:
+    """The regions to outline: of the concepts asked about, in their order, then of others, best first.
+
+    Another concept is left out where its best region is one that is outlined already.
+
+    Args:
+        keys: concepts asked about.
+        located: regions in the photo, best first.
+        others: how many others at most.
+
+    Returns:
+        Regions, at most one per colour, and the concepts asked about that have none.
+    """
+    by_key = {detection.concept: detection for detection in located}
+    chosen = [by_key[key] for key in keys if key in by_key]
+    most = min(len(chosen) + others, MOST_OUTLINED)
+    for detection in located:
+        taken = {other.box_xyxyn for other in chosen}
+        if len(chosen) < most and detection.concept not in keys and detection.box_xyxyn not in taken:
+            chosen.append(detection)
+    return chosen[:MOST_OUTLINED], tuple(key for key in keys if key not in by_key)
+
+
+# --- asking -------------------------------------------------------------------------------------------------------
+
+
+def ask(queries: Sequence[Query], kept: Sequence[Answer], folder: Path, config: dict, settings: VqaSettings,
+        lvlm_settings: LvlmSettings, loading: LoadingSettings) -> list[Answer]:  # fmt: skip
+    """Put the queries to the LVLM; each reply goes to ``answers.jsonl`` as it comes.
+
+    Returns:
+        An answer to each query; without a reply where the photo cannot be read or the LVLM gave none.
+    """
+    lvlm = open_lvlm(lvlm_settings)
+    describe_lvlm(folder, config, lvlm.describe())
+    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in kept))
+    answers: list[Answer] = []
+    with (
+        (folder / ANSWERS).open("a", encoding="utf-8") as file,
+        tqdm(total=len(queries), desc="asking", unit="question") as progress,
+    ):
+
+        def keep(answer: Answer) -> None:
+            answers.append(answer)
+            file.write(results.json_line(answer.as_json()))
+            file.flush()
+            progress.update()
+            if answer.error:
+                log.error("%s: %s", answer.query.photo_name or answer.query.subject, answer.error)
+
+        def requests() -> Iterator[Request]:
+            for query in queries:
+                try:
+                    image = picture(query, loading.exif) if query.photo else None
+                except PhotoError as error:
+                    if loading.strict:
+                        raise UserError(f"{error}; mend it, or leave out --strict to go on without it") from None
+                    keep(Answer(query, None, str(error)))
+                    continue
+                if image is not None and query.variant == PERSONALISED:
+                    if settings.overlays:
+                        save_overlay(image, query, folder)
+                    if settings.show:
+                        image.show(title=query.photo_name)
+                yield Request(query, image, query.prompt)
+
+        with closing(lvlm.answers(requests())) as replies:
+            for request, reply in replies:
+                keep(Answer(request.tag, reply.text, reply.error, reply.seconds))
+    return answers
+
+
+def picture(query: Query, exif: bool) -> Image.Image:
+    """The photo at its own size with the regions outlined.
+
+    Raises:
+        PhotoError: it cannot be read.
+    """
+    if query.photo is None:
+        raise ValueError("a text-only question has no picture")
+    return draw_boxes(open_image(query.photo, exif), query.outlined)
+
+
+def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
+    """Write what the LVLM is shown as ``overlays/<number>_<photo>.png``."""
+    path = folder / "overlays" / f"{query.number:04d}_{Path(query.photo_name).stem}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaSettings, models: ModelSettings,
+            loading: LoadingSettings) -> list[tuple[Query, Path | None]]:  # fmt: skip
+    """Word the first questions and write their overlays into ``<save_folder>/<task>/dry_run``; nobody is asked."""
+    folder = settings.save_folder / settings.task / "dry_run"
+    items = questions.items[: min(settings.limit or DRY_RUN_PROMPTS, len(questions.items))]
+    gallery = find_gallery(items, concepts, settings)
+    located = locate_concepts(items, gallery, settings, models, loading) if gallery else {}
+    shown: list[tuple[Query, Path | None]] = []
+    for query in plan(items, located, concepts, settings):
+        drawn = query.photo is not None and query.variant == PERSONALISED
+        shown.append((query, save_overlay(picture(query, loading.exif), query, folder) if drawn else None))
+    return shown

@@ -1,0 +1,282 @@
+"""``vqa.py``: question files to graded answers of an LVLM that is shown where the concepts are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pekit import cli
+from pekit.prompting import TASKS
+from pekit.records import UserError
+
+if TYPE_CHECKING:  # torch comes with these
+    from pekit.answers import Query
+    from pekit.asking import VqaReport
+    from pekit.chat import Patience
+    from pekit.grading import Judge
+    from pekit.lvlm import LvlmSettings
+    from pekit.questions import QuestionFile
+    from pekit.vqa_runs import VqaSettings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of vqa.py."""
+    parser = argparse.ArgumentParser(
+        prog="vqa.py",
+        description="Ask an LVLM about personal objects, outlined and named in the photo, and grade its answers.",
+        parents=[cli.data_options(("yollava", "this-is-my")), cli.model_options()],
+        allow_abbrev=False,
+    )
+    _asking_options(parser.add_argument_group("asking"))
+    _lvlm_options(parser.add_argument_group("LVLM"))
+    _grading_options(parser.add_argument_group("grading and results"))
+    return parser
+
+
+def _asking_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        default="vqa",
+        help="vqa: boxes and display names. vqa_names: the released invented names in their place. "
+        "vqa_names_ambiguity: invented names, and the most similar other concept is outlined and named too; _full: all "
+        "other concepts, up to eight boxes. base_vlm_...: the question alone, without boxes and names. tqa: questions "
+        "about a description, without a photo. (vqa)",
+    )
+    group.add_argument(
+        "--split", choices=("train", "test", "validation"), default="test",
+        help="Split that photo paths may be relative to (test).",
+    )  # fmt: skip
+    group.add_argument(
+        "--json_path", type=Path, help="Question file; may be left out where it lies in its usual place."
+    )
+    group.add_argument(
+        "--descriptions", type=Path,
+        help="For tqa: descriptions of the concepts, {name: text} or a database of RAP, where the questions have none.",
+    )  # fmt: skip
+    group.add_argument(
+        "--detect_thresh", type=float, metavar="T",
+        help="Outline a concept only where its best region's similarity exceeds this (without it: always).",
+    )  # fmt: skip
+    cli.add_flag(group, "--with_baseline", "Also ask every question without boxes and names, for comparison.")
+    cli.add_flag(group, "--overlays", "Keep the outlined photos in the run's folder.")
+    cli.add_flag(group, "--show", "Open each outlined photo in the system's viewer.")
+    cli.add_flag(group, "--dry_run", "Print the first prompts and write their outlined photos; ask nobody.")
+
+
+def _lvlm_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--vlm_model",
+        help="Hub id, id@revision or folder of an image-text-to-text model of transformers, or openai:<name> for a "
+        "served one (the set's: OpenGVLab/InternVL3-14B).",
+    )
+    group.add_argument(
+        "--vlm_base_url", default="", metavar="URL",
+        help="Address of a server with the OpenAI chat API, such as http://localhost:8000/v1.",
+    )  # fmt: skip
+    group.add_argument(
+        "--vlm_dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="Number format of the LVLM; auto is bfloat16 on a CUDA GPU, else float32.",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt_style", choices=("released", "plain"), default="",
+        help="released: 'USER: <image>\\n...\\nASSISTANT:' inside the model's chat template, as published (InternVL's "
+        "default); plain: photo and prompt (the others' default).",
+    )  # fmt: skip
+    group.add_argument("--max_new_tokens", type=cli.positive, default=50, help="Longest reply in tokens (50).")
+    cli.add_flag(group, "--trust_remote_code", "Let the LVLM's own code from the hub run on this machine.")
+    group.add_argument(
+        "--concurrency", type=cli.positive, default=8, help="Requests in flight to a served LVLM or judge (8)."
+    )
+    group.add_argument("--retries", type=cli.natural, default=5, help="Further tries of a failed request (5).")
+    group.add_argument(
+        "--retry_wait",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="Seconds before the first of them; then doubled (1).",
+    )
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="Seconds one request may take (120).")
+
+
+def _grading_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--grader", choices=("gpt", "exact", "none"), default="gpt",
+        help="Of open answers: a GPT judge set up in config.ini, exact match, or nobody (gpt). Options are always "
+        "graded by their letter.",
+    )  # fmt: skip
+    group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
+    group.add_argument("--save_folder", type=Path, default=Path("results/"), help="Folder of the results (results/).")
+    group.add_argument("--resume", type=Path, metavar="DIR", help="Go on with an interrupted run, with its options.")
+    group.add_argument(
+        "--regrade", type=Path, metavar="DIR", help="Grade a run's replies again, into a folder beside it; ask nobody."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run vqa.py.
+
+    Returns:
+        0, 1 where questions were not answered or graded, 2 for a mistake in options, files or models, 130 on Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    try:
+        argv = _with_stored_options(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    args = parser.parse_args(argv)
+    return cli.run_script(lambda: _command(args, argv), args)
+
+
+def _with_stored_options(argv: list[str]) -> list[str]:
+    """Put the options of the run to go on with, or to grade again, before those given."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--resume", type=Path)
+    early.add_argument("--regrade", type=Path)
+    known, _ = early.parse_known_args(argv)
+    run = known.resume or known.regrade
+    if run is None:
+        return argv
+    import json
+
+    try:
+        stored = json.loads((run / "config.json").read_text(encoding="utf-8"))["argv"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{run} is no folder of a run of vqa.py: name one that holds its config.json") from None
+    return [*stored, *argv]
+
+
+def _command(args: argparse.Namespace, argv: list[str]) -> int:
+    try:
+        return _regrade(args) if args.regrade else _ask(args, argv)
+    except KeyboardInterrupt:
+        return 130  # the run has said how to go on
+
+
+def _ask(args: argparse.Namespace, argv: list[str]) -> int:
+    from pekit import questions
+
+    task = TASKS[args.task]
+    if args.with_baseline and not task.personalised:
+        raise UserError(f"--with_baseline goes with a personalised task, not with {args.task}: leave it out")
+    concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
+    file = args.json_path or questions.find_question_file(
+        args.data_folder, args.dataset, args.multi_concept, task.text_only
+    )
+    folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
+    found = questions.read_questions(
+        file,
+        concepts,
+        folders,
+        args.dataset,
+        task.text_only,
+        unknown=task.text_only or not task.personalised,
+        descriptions=questions.read_descriptions(args.descriptions) if args.descriptions else None,
+    )
+    _report(found, args)
+    open_questions = any(not item.question.options for item in found.items[: args.limit])
+    judge = None if args.dry_run else _judge(args, open_questions)
+
+    from pekit import asking
+
+    settings, models = _settings(args), _models(args)
+    loading = cli.loading_settings(args)
+    if args.dry_run:
+        return _dry_run(asking.dry_run(found, concepts, settings, models, loading))
+    lvlm = _lvlm_settings(args)
+    return _print(asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv))
+
+
+def _views_folder(args: argparse.Namespace) -> Path:
+    from pekit.views import views_folder
+
+    return views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
+
+
+def _report(found: QuestionFile, args: argparse.Namespace) -> None:
+    import logging
+
+    log = logging.getLogger(__name__)
+    log.info("%d questions in %s", len(found.items), found.path)
+    if found.left_out:
+        first = found.left_out[0]
+        log.warning("%d questions are left out, such as %s: %s", len(found.left_out), first.photo, first.reason)
+    if args.task == "tqa" and not all(item.question.context for item in found.items):
+        log.warning("concepts without a description are asked about without one: give --descriptions")
+
+
+def _settings(args: argparse.Namespace) -> VqaSettings:
+    from pekit.vqa_runs import VqaSettings
+
+    names = (
+        ["dataset", "multi_concept", "task", "variation", "n_training_views", "detect_thresh", "seed", "limit"]
+        + ["with_baseline", "overlays", "show", "grader", "save_folder", "resume"]
+    )  # fmt: skip
+    return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in names})
+
+
+def _models(args: argparse.Namespace) -> cli.ModelSettings:
+    from pekit.parallel import Shard, shard_device
+
+    models = cli.model_settings(args)
+    return replace(models, device=shard_device(models.device, args.device_ids, Shard()))
+
+
+def _patience(args: argparse.Namespace) -> Patience:
+    from pekit.chat import Patience
+
+    return Patience(args.retries + 1, args.retry_wait, args.timeout)
+
+
+def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
+    from pekit.lvlm import LvlmSettings
+
+    chosen = cli.MODEL_SETS.get(args.models, {}).get("lvlm") or str(Path(args.models) / "lvlm")
+    return LvlmSettings(
+        source=args.vlm_model or chosen,
+        base_url=args.vlm_base_url,
+        prompt_style=args.prompt_style,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        device=args.device,
+        device_ids=args.device_ids,
+        dtype=args.vlm_dtype,
+        trust_remote_code=args.trust_remote_code,
+        concurrency=args.concurrency,
+        patience=_patience(args),
+    )
+
+
+def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
+    """The judge where open answers need one; a missing key is found before any model is loaded."""
+    if args.grader != "gpt" or not open_questions:
+        return None
+    from pekit.grading import Judge, read_judge_settings
+
+    return Judge(read_judge_settings(args.config), _patience(args), args.save_folder / "judge_cache")
+
+
+def _regrade(args: argparse.Namespace) -> int:
+    from pekit import asking, vqa_runs
+
+    answers = vqa_runs.stored_answers(args.regrade)
+    judge = _judge(args, any(not answer.query.options for answer in answers))
+    folder, left_out = vqa_runs.open_regrade(args.regrade, args.grader)
+    return _print(asking.finish(folder, answers, left_out, args.grader, judge, args.concurrency))
+
+
+def _print(report: VqaReport) -> int:
+    print(report.table, end="")
+    print(f"\nresults in {report.folder}")
+    return 0 if report.complete else 1
+
+
+def _dry_run(shown: list[tuple[Query, Path | None]]) -> int:
+    for query, overlay in shown:
+        print(f"[{query.number}] {query.variant}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
+    return 0

@@ -1,0 +1,348 @@
+"""LVLMs behind one small interface, photos with prompts to replies: transformers models, and served ones."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import re
+import time
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pekit.chat import Chat, ChatFailed, Endpoint, Patience
+from pekit.records import UserError
+
+log = logging.getLogger(__name__)
+
+SERVED = "openai:"
+IMAGE = object()  # the photo's place in a prompt
+
+
+@dataclass(frozen=True)
+class LvlmSettings:
+    """Which LVLM, where and how it answers.
+
+    Attributes:
+        source: hub id, ``id@revision``, local folder, or ``openai:<name>`` for a served model.
+        base_url: address of the server; empty for OpenAI's own.
+        prompt_style: "released", "plain", or "" for released where the model is an InternVL.
+        max_new_tokens: longest reply.
+        batch_size: questions per generation; 0 takes 8 and steps down when memory is short.
+        device: as ``--device``.
+        device_ids: GPUs to spread the model over.
+        dtype: "auto" (bfloat16 on a GPU, else float32) or a number format.
+        trust_remote_code: let the checkpoint's own code run.
+        concurrency: requests in flight to a server.
+        patience: how long to try a server.
+    """
+
+    source: str
+    base_url: str = ""
+    prompt_style: str = ""
+    max_new_tokens: int = 50
+    batch_size: int = 1
+    device: str = "auto"
+    device_ids: tuple[int, ...] = ()
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    concurrency: int = 8
+    patience: Patience = Patience()
+
+    @property
+    def served(self) -> bool:
+        return self.source.startswith(SERVED)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with its photo, or without one; ``tag`` comes back with the reply."""
+
+    tag: Any
+    image: Image.Image | None
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The LVLM's words, or None and the reason; the time it took."""
+
+    text: str | None
+    error: str = ""
+    seconds: float = 0.0
+
+
+class Lvlm:
+    """An LVLM that is ready to answer."""
+
+    def describe(self) -> dict:
+        """What ``config.json`` says of it."""
+        raise NotImplementedError
+
+    def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
+        """Answer requests, in no promised order; requests are taken as there is room for them."""
+        raise NotImplementedError
+
+
+def open_lvlm(settings: LvlmSettings) -> Lvlm:
+    """Load, or connect to, an LVLM.
+
+    Raises:
+        UserError: it cannot be loaded, or a served model is named without what reaching it needs.
+    """
+    return ServedLvlm(settings) if settings.served else LocalLvlm(settings)
+
+
+def native_port(name: str) -> str:
+    """The checkpoint that holds a model in transformers' own format: InternVL3's are beside the original ones."""
+    match = re.fullmatch(r"OpenGVLab/InternVL3(_5)?-[\w.-]+?", name)
+    if not match or name.lower().endswith("-hf"):
+        return name
+    return name + ("-HF" if match[1] else "-hf")
+
+
+def wrap(prompt: str, style: str, with_image: bool, line_break: str = "\n") -> list:
+    """The parts of the user's turn: texts, and ``IMAGE`` where the photo goes.
+
+    Args:
+        prompt: the text.
+        style: "released" is ``USER: <image>\\n…\\nASSISTANT:``, as the released code wraps it inside the model's
+            chat template; "plain" is the photo, then the prompt.
+        with_image: whether there is a photo.
+        line_break: what follows the photo in the released wrap; empty where the template itself breaks the line.
+    """
+    if style == "released":
+        head = ["USER: ", IMAGE, line_break] if with_image else ["USER: "]
+        return _joined([*head, f"{prompt}\nASSISTANT:"])
+    return [IMAGE, prompt] if with_image else [prompt]
+
+
+def _joined(parts: Sequence) -> list:
+    """Neighbouring texts as one."""
+    joined: list = []
+    for part in parts:
+        if joined and isinstance(part, str) and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+# --- transformers -------------------------------------------------------------------------------------------------
+
+
+class LocalLvlm(Lvlm):
+    """Any image-text-to-text model of transformers, through its own processor and chat template; greedy.
+
+    Raises:
+        UserError: the checkpoint or device is not there, or the model takes no images or has no chat template.
+    """
+
+    def __init__(self, settings: LvlmSettings) -> None:
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        from pekit.hub import Checkpoint
+
+        name, _, revision = settings.source.partition("@")
+        if not Path(name).expanduser().is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise UserError(f"--vlm_model {name}: no such folder; give one written by save_pretrained, or a hub id")
+        if not settings.trust_remote_code and native_port(name) != name:
+            log.info("%s is read from its native port %s", name, native_port(name))
+            name = native_port(name)
+        trust = {"trust_remote_code": settings.trust_remote_code}
+        checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, None)
+        config = checkpoint.part(AutoConfig, **trust)
+        revision = getattr(config, "_commit_hash", None) or revision or ""
+        checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, config)
+        self._processor = checkpoint.part(AutoProcessor, **trust)
+        if not getattr(self._processor, "chat_template", None):
+            raise UserError(f"--vlm_model {settings.source} has no chat template: give an instruction-tuned model")
+        self._slow_images(checkpoint, trust)
+        self._processor.tokenizer.padding_side = "left"
+        if self._processor.tokenizer.pad_token is None:
+            self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
+        where = placement(settings)
+        self._model = checkpoint.part(AutoModelForImageTextToText, **where, **trust).eval().requires_grad_(False)
+        self._source, self._dtype = checkpoint.described(), where["dtype"]
+        self._style = settings.prompt_style or ("released" if "internvl" in config.model_type else "plain")
+        self._line_break = "" if self._template_breaks_line() else "\n"
+        self._batch_size, self._max_new_tokens = settings.batch_size or 8, settings.max_new_tokens
+
+    def _slow_images(self, checkpoint: Any, trust: dict) -> None:
+        """Prepare images as the published codes do, by Pillow."""
+        from transformers import AutoImageProcessor
+
+        if not hasattr(self._processor, "image_processor"):
+            return
+        try:
+            self._processor.image_processor = checkpoint.part(AutoImageProcessor, backend="pil", **trust)
+        except (ImportError, UserError):
+            log.warning("%s has no Pillow image processor: using its own", checkpoint.source)
+
+    def _template_breaks_line(self) -> bool:
+        content = [{"type": "image"}, {"type": "text", "text": "@"}]
+        text = self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        return "\n@" in text
+
+    def describe(self) -> dict:
+        return {**self._source.as_json(), "dtype": str(self._dtype), "prompt_style": self._style}
+
+    def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
+        import torch
+
+        waiting = iter(requests)
+        while batch := list(islice(waiting, self._batch_size)):
+            while batch:
+                piece, started = batch[: self._batch_size], time.perf_counter()
+                try:
+                    texts = self._generate(piece)
+                except torch.OutOfMemoryError:
+                    if self._batch_size == 1:
+                        raise UserError(
+                            "one question does not fit in memory: give more --device_ids, or a smaller --vlm_model"
+                        ) from None
+                    self._batch_size = -(-self._batch_size // 2)
+                    torch.cuda.empty_cache()
+                    log.warning("out of memory: going on with %d questions per batch", self._batch_size)
+                    continue
+                seconds = (time.perf_counter() - started) / len(piece)
+                yield from ((request, Reply(text, "", seconds)) for request, text in zip(piece, texts, strict=True))
+                batch = batch[len(piece) :]
+
+    def conversation(self, request: Request) -> list[dict]:
+        """The user's turn in the form that chat templates take."""
+        parts = wrap(request.prompt, self._style, request.image is not None, self._line_break)
+        content = [
+            {"type": "image", "image": request.image} if part is IMAGE else {"type": "text", "text": part}
+            for part in parts
+        ]
+        return [{"role": "user", "content": content}]
+
+    def _generate(self, batch: Sequence[Request]) -> list[str]:
+        import torch
+
+        if len({request.image is None for request in batch}) > 1:  # a run may ask with and without photos
+            return [text for request in batch for text in self._generate([request])]
+        # one tile, where the model would cut photos into several
+        one_tile = {"crop_to_patches": False} if hasattr(self._processor.image_processor, "crop_to_patches") else {}
+        inputs = self._processor.apply_chat_template(
+            [self.conversation(request) for request in batch],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "images_kwargs": one_tile},
+        ).to(self._model.device, self._dtype)
+        with torch.inference_mode():
+            output = self._model.generate(
+                **inputs,
+                max_new_tokens=self._max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self._processor.tokenizer.pad_token_id,
+            )
+        texts = self._processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def placement(settings: LvlmSettings) -> dict[str, Any]:
+    """Where a model lies and in which number format, as ``from_pretrained`` takes it.
+
+    Several ``device_ids`` share the model between them, by accelerate.
+
+    Raises:
+        UserError: a device is not on this machine.
+    """
+    import torch
+
+    from pekit.hub import pick_device
+
+    on_gpu = settings.device in ("auto", "cuda") and bool(settings.device_ids)
+    devices = [pick_device(f"cuda:{number}") for number in settings.device_ids] if on_gpu else []
+    first = devices[0] if devices else pick_device(settings.device)
+    name = ("bfloat16" if first.type == "cuda" else "float32") if settings.dtype == "auto" else settings.dtype
+    dtype = getattr(torch, name)
+    if len(devices) < 2:
+        return {"device_map": {"": first}, "dtype": dtype}
+    room = {device.index: int(0.9 * torch.cuda.mem_get_info(device)[0]) for device in devices}
+    return {"device_map": "auto", "max_memory": room, "dtype": dtype}
+
+
+# --- servers ------------------------------------------------------------------------------------------------------
+
+
+class ServedLvlm(Lvlm):
+    """A model behind the OpenAI chat API; photos travel as PNG data URLs, several requests at a time.
+
+    The key is ``VLM_API_KEY``; ``OPENAI_API_KEY`` is sent to OpenAI's own address only.
+
+    Raises:
+        UserError: OpenAI's own server is named and no key is set.
+    """
+
+    def __init__(self, settings: LvlmSettings) -> None:
+        name = settings.source.removeprefix(SERVED)
+        key = os.environ.get("VLM_API_KEY") or ("none" if settings.base_url else os.environ.get("OPENAI_API_KEY"))
+        if not key:
+            raise UserError(
+                f"--vlm_model {settings.source} needs a key: set VLM_API_KEY in the environment, or name another "
+                "server with --vlm_base_url"
+            )
+        self._endpoint = Endpoint(f"--vlm_model {settings.source}", name, key, settings.base_url)
+        self._chat = Chat(self._endpoint, settings.patience)
+        self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
+        self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
+
+    def describe(self) -> dict:
+        return {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
+
+    def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
+        pool = ThreadPoolExecutor(self._concurrency)
+        running: set[Future] = set()
+        try:
+            for request in requests:
+                running.add(pool.submit(self._answer, request))
+                if len(running) >= self._concurrency:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            yield from (future.result() for future in as_completed(running))
+        finally:
+            self._chat.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, request: Request) -> tuple[Request, Reply]:
+        parts = wrap(request.prompt, self._style, request.image is not None)
+        content: list[dict[str, Any]] = []
+        for part in parts:
+            if part is IMAGE and request.image is not None:
+                content.append({"type": "image_url", "image_url": {"url": data_url(request.image)}})
+            else:
+                content.append({"type": "text", "text": part})
+        started = time.perf_counter()
+        try:
+            text, _ = self._chat.ask(
+                [{"role": "user", "content": content}],
+                lambda reply: reply.strip() or None,
+                temperature=0,
+                max_tokens=self._max_new_tokens,
+            )
+        except ChatFailed as error:
+            return request, Reply(None, str(error), time.perf_counter() - started)
+        return request, Reply(text, "", time.perf_counter() - started)
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as a PNG data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

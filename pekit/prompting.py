@@ -1,0 +1,164 @@
+"""Boxes on a copy of the photo, and the wording of questions (method, step 7). Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from pekit.datasets import name_map, without_category
+from pekit.records import Concept, Detection
+
+COLOURS = ("blue", "red", "green", "purple", "orange", "pink", "gray", "yellow")
+LINE_WIDTH = 10  # px of the full-size photo
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, and how.
+
+    Attributes:
+        name: as ``--task`` takes it.
+        personalised: outline and name the concepts; without it, the question alone is asked.
+        invented: the released invented names in place of the display names.
+        others: how many other concepts of the gallery are outlined and named besides those asked about.
+        text_only: a description of the concept in place of the photo.
+    """
+
+    name: str
+    personalised: bool = True
+    invented: bool = False
+    others: int = 0
+    text_only: bool = False
+
+
+_PERSONALISED = (
+    Task("vqa"),
+    Task("vqa_names", invented=True),
+    Task("vqa_names_ambiguity", invented=True, others=1),
+    Task("vqa_names_ambiguity_full", invented=True, others=len(COLOURS)),
+)
+TASKS = {
+    task.name: task
+    for task in (
+        *_PERSONALISED,
+        *(Task(f"base_vlm_{task.name}", personalised=False, invented=task.invented) for task in _PERSONALISED),
+        Task("tqa", text_only=True),
+    )
+}
+
+
+# --- boxes --------------------------------------------------------------------------------------------------------
+
+
+def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
+    """Outline regions on a copy of a photo, in the order of ``COLOURS``.
+
+    Args:
+        image: RGB, at its own size.
+        detections: regions; boxes in [0, 1].
+
+    Returns:
+        The copy.
+    """
+    overlay = image.copy()
+    pen = ImageDraw.Draw(overlay)
+    for i, detection in enumerate(detections):
+        x0, y0, x1, y1 = detection.box_xyxyn
+        corners = [int(x0 * image.width), int(y0 * image.height), int(x1 * image.width), int(y1 * image.height)]
+        pen.rectangle(corners, outline=COLOURS[i % len(COLOURS)], width=LINE_WIDTH)
+    return overlay
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def shown_names(concepts: Sequence[Concept], invented: bool) -> dict[str, str]:
+    """Concept key -> the name the LVLM is told: the display name, or the released invented one where there is one."""
+    made_up = name_map("invented") if invented else {}
+    return {concept.key: made_up.get(without_category(concept.key), concept.name) for concept in concepts}
+
+
+class Wording:
+    """Puts names into the texts of question files.
+
+    Args:
+        concepts: those known by name.
+        invented: tell the invented names; they also replace the display names that texts spell out.
+    """
+
+    def __init__(self, concepts: Sequence[Concept], invented: bool = False) -> None:
+        self.names = shown_names(concepts, invented)
+        self._renamed = {
+            _plain(spelling): self.names[concept.key]
+            for concept in concepts
+            for spelling in (concept.name, without_category(concept.key))
+            if self.names[concept.key] != concept.name
+        }
+        spellings = sorted(self._renamed, key=len, reverse=True)
+        letters = ("['\u2019]?".join(map(re.escape, spelling)) for spelling in spellings)
+        self._spelled = re.compile(rf"\b({'|'.join(letters)})\b", re.IGNORECASE) if spellings else None
+
+    def name(self, key: str) -> str:
+        """The name of a concept; the key itself for an unknown one."""
+        return self.names.get(key, key)
+
+    def fill(self, text: str, keys: Sequence[str]) -> str:
+        """Replace ``<sks>`` and ``sks`` by the names of the concepts asked about, ``<sks1>``, ``<sks2>`` by one each.
+
+        Args:
+            text: of a question, an option or an answer.
+            keys: concepts asked about.
+        """
+        names = [self.name(key) for key in keys]
+
+        def named(match: re.Match) -> str:
+            place = int(match["place"] or 0)
+            return names[place - 1] if 0 < place <= len(names) else " and ".join(names)
+
+        if self._spelled:
+            text = self._spelled.sub(lambda match: self._renamed[_plain(match[0])], text)
+        return re.sub(r"<sks(?P<place>\d?)>|\bsks\b", named, text)
+
+
+def _plain(name: str) -> str:
+    return name.replace("'", "").replace("\u2019", "").lower()
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+
+
+def with_options(question: str, options: Mapping[str, str]) -> str:
+    """Append the options: ``Which? A.first or B.second``."""
+    if not options:
+        return question
+    return f"{question} {' or '.join(f'{letter}.{text}' for letter, text in options.items())}"
+
+
+def box_prompt(question: str, names: Sequence[str]) -> str:
+    """Ask about outlined regions; the question alone where nothing is outlined.
+
+    Args:
+        question: with its options.
+        names: of the outlined regions, in the order of ``COLOURS``.
+    """
+    if not names:
+        return question
+    # "a orange box": the wording is the published one for every colour
+    clauses = (
+        f'the entity enclosed in a {colour} box is called "{name.upper()}"'
+        for colour, name in zip(COLOURS, names, strict=False)
+    )
+    return (
+        f"In this image, {' and '.join(clauses)}. Never mention the boxes and their colors. "
+        f"Answer the following question: {question}"
+    )
+
+
+def text_prompt(question: str, names: Sequence[str], context: str) -> str:
+    """Ask about a description; the question alone where there is none."""
+    if not context:
+        return question
+    return f'This is a description of "{" and ".join(names)}": {context}\nAnswer the following question: {question}'

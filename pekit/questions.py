@@ -1,0 +1,275 @@
+"""Question files of the benchmarks: where they lie, what they hold, which photos and concepts they mean.
+
+A file is ``{key: {photo path: {question, options?, correct_answer}}}``: the key is a concept or a pair ``A_B``, the
+answer is a letter where there are options. A text-only file has running numbers in place of photo paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pekit.datasets import (
+    ROOTS,
+    concept_folders,
+    concept_of_folder,
+    find_root,
+    published,
+    resolve_name,
+    split_folder,
+    without_category,
+)
+from pekit.records import Concept, Question, UserError
+
+USUAL_PLACES = {
+    ("yollava", False): ("yollava-visual-qa.json", "../yollava-visual-qa.json", "*visual*qa*.json"),
+    ("yollava", True): ("*text*qa*.json", "../*text*qa*.json", "*text*only*.json"),
+    ("this-is-my", False): ("VQA/*.json", "../VQA/*.json"),
+    ("this-is-my", True): ("TQA/*.json", "*text*qa*.json"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question in its file.
+
+    Attributes:
+        number: its place in the file, from 1.
+        subject: the file's key, a concept or a pair; results are counted under it.
+        question: the question.
+        gpt_answer: an answer that the file quotes beside the key, for the record only.
+    """
+
+    number: int
+    subject: str
+    question: Question
+    gpt_answer: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A question that cannot be asked, and why."""
+
+    subject: str
+    photo: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """What a question file holds.
+
+    Attributes:
+        path: the file.
+        digest: of its content.
+        items: the questions that can be asked, in the order of the file.
+        left_out: the others.
+    """
+
+    path: Path
+    digest: str
+    items: tuple[Item, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+# --- places -------------------------------------------------------------------------------------------------------
+
+
+def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, text_only: bool) -> Path:
+    """The question file in its usual place.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    root = find_root(data_folder, dataset, multi_concept)
+    for pattern in USUAL_PLACES[dataset, text_only]:
+        folder = root.parent if pattern.startswith("../") else root
+        found = sorted(folder.glob(pattern.removeprefix("../")))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(file) for file in found)
+            raise UserError(f"several question files are there ({names}): name one with --json_path")
+    raise UserError(f"no question file is in the usual place in {root}: name it with --json_path")
+
+
+def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Concept, ...]:
+    """The concepts known by name: those with stored views; the published ones where no views are stored.
+
+    Args:
+        views: folder that holds one folder of views per concept.
+        dataset: whose concepts.
+        multi_concept: of its multi-concept part.
+    """
+    folders = concept_folders(views) if views.is_dir() else []
+    names = [folder.name for folder in folders if any(folder.glob("*.pt"))]
+    if not names:
+        names = list(published(dataset, multi_concept))
+        names = [without_category(name) for name in names] if dataset == "yollava" else names
+    return tuple(concept_of_folder(dataset, name) for name in names)
+
+
+def photo_folders(file: Path, data_folder: Path, dataset: str, multi_concept: bool, split: str) -> tuple[Path, ...]:
+    """The folders that photo paths are tried against, in order, and that they may not leave.
+
+    The question file's own folder and its parents up to the data set's, the data set's folder in ``data_folder`` and
+    that of the split, and ``data_folder``.
+    """
+    top = {name.split("/")[0].lower() for name in ROOTS[dataset] if name != "."}
+    data = data_folder.absolute()
+    chain = [file.absolute().parent]
+    for parent in chain[0].parents:
+        if chain[-1].name.lower() in top or chain[-1] == data:
+            break
+        chain.append(parent)
+    else:  # the file lies in no data set: only beside it are photos looked for
+        chain = chain[:1]
+    try:
+        root = find_root(data, dataset, multi_concept)
+        chain += [root, split_folder(root, dataset, split)]
+    except UserError:
+        pass  # photos and their file may lie elsewhere, without the folders of references
+    return tuple(dict.fromkeys([*chain, data]))
+
+
+def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
+    """Find the photo that a question file names.
+
+    The first part of a path may be the name of the data set's folder, as it was called where the file was written.
+
+    Args:
+        name: the path as the file writes it.
+        folders: from ``photo_folders``.
+        dataset: whose names of its folder to expect.
+
+    Returns:
+        The photo, or None where it is in none of the folders.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    own = {root.split("/")[0].lower() for root in ROOTS[dataset]}
+    for folder in folders:
+        named = own | {folder.name.lower()}
+        for relative in (parts, parts[1:] if parts and parts[0].lower() in named else []):
+            path = Path(os.path.normpath(folder.joinpath(*relative)))
+            if relative and path.is_relative_to(folder) and path.is_file():
+                return path
+    return None
+
+
+# --- content ------------------------------------------------------------------------------------------------------
+
+
+def concepts_of_key(key: str, concepts: Sequence[Concept]) -> tuple[Concept, ...]:
+    """The concepts that a key means: one, or those of ``A_B`` or ``A_and_B``; empty where a name is unknown."""
+    if whole := resolve_name(key, concepts):
+        return (whole,)
+    for place, letter in enumerate(key):
+        head = resolve_name(key[:place], concepts) if letter == "_" else None
+        if head and (rest := concepts_of_key(key[place + 1 :].removeprefix("and_"), concepts)):
+            return (head, *rest)
+    return ()
+
+
+def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Path], dataset: str, text_only: bool,
+                   unknown: bool = False, descriptions: dict[str, str] | None = None) -> QuestionFile:  # fmt: skip
+    """Read a question file.
+
+    Args:
+        file: the file.
+        concepts: those known by name.
+        folders: where photos are looked for.
+        dataset: whose file it is.
+        text_only: questions without photos.
+        unknown: take questions about unknown concepts too.
+        descriptions: name of a concept -> its description, the context of text-only questions.
+
+    Raises:
+        UserError: the file is not there or not of this form, or none of its questions can be asked.
+    """
+    content = _read_json(file)
+    described = {
+        concept.key: text
+        for name, text in (descriptions or {}).items()
+        for concept in concepts_of_key(name, concepts)[:1]
+    } | (descriptions or {})
+    items: list[Item] = []
+    left_out: list[LeftOut] = []
+    for number, (subject, name, entry) in enumerate(_entries(content, file), start=1):
+        meant = tuple(concept.key for concept in concepts_of_key(subject, concepts))
+        path = None if text_only else find_photo(name, folders, dataset)
+        if not meant and not unknown:
+            left_out.append(LeftOut(subject, name, "no views of this concept are stored"))
+        elif path is None and not text_only:
+            left_out.append(LeftOut(subject, name, "the photo is missing"))
+        else:
+            text, options, answer = _wording(entry, f"{file}, '{subject}', '{name}'")
+            context = " ".join(described[key] for key in meant or (subject,) if key in described)
+            question = Question(text, answer, meant or (subject,), path, options, name, context if text_only else "")
+            items.append(Item(number, subject, question, str(entry.get("gpt_answer", ""))))
+    if not items:
+        why = f"{left_out[0].photo}: {left_out[0].reason}" if left_out else "it holds none"
+        raise UserError(
+            f"no question of {file} can be asked ({why}): check --data_folder, --features_folder and --task"
+        )
+    return QuestionFile(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16], tuple(items), tuple(left_out))
+
+
+def read_descriptions(file: Path) -> dict[str, str]:
+    """Descriptions of concepts: ``{name: text}``, or RAP's form, ``{"concept_dict": {"<name>": {"info": text}}}``."""
+    content = _read_json(file)
+    entries = content.get("concept_dict", content)
+    texts = {name.strip("<>"): e.get("info", "") if isinstance(e, dict) else str(e) for name, e in entries.items()}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is not there: name the file with --json_path (or --descriptions)") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}): mend it or name another") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not of the form {{concept: {{...}}}}: name a question file with --json_path")
+    return content
+
+
+def _entries(content: dict, file: Path) -> Iterable[tuple[str, str, dict]]:
+    """(key, photo, question) in the order of the file; a photo may have a list of questions."""
+    for subject, of_photos in content.items():
+        if not isinstance(of_photos, dict):
+            raise UserError(f"{file}: '{subject}' is not of the form {{photo: question}}: mend the file")
+        for name, found in of_photos.items():
+            for entry in found if isinstance(found, list) else [found]:
+                if not isinstance(entry, dict):
+                    raise UserError(
+                        f"{file}: '{subject}', '{name}' is not of the form {{question, ...}}: mend the file"
+                    )
+                yield subject, name, entry
+
+
+def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
+    """Question, options and key, under any of their published names.
+
+    The key of a question with options is one of their letters; a key that gives an option's text means its letter.
+    """
+    answer = entry.get("correct_answer", entry.get("answer"))
+    if "question" not in entry or answer is None:
+        raise UserError(f"{where} has no question or no correct_answer: mend the file")
+    options = entry.get("options") or entry.get("option") or {}
+    if isinstance(options, list):
+        options = dict(zip("ABCDEFGH", options, strict=False))
+    if not isinstance(options, dict):
+        raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
+    options = {str(letter).strip(): str(text) for letter, text in options.items()}
+    answer = str(answer).strip()
+    if options:
+        same = [letter for letter, text in options.items() if text.strip().casefold() == answer.casefold()]
+        answer = same[0] if same else answer
+        if answer[:1].upper() not in {letter.upper() for letter in options}:
+            raise UserError(f"{where} has the answer '{answer}', none of its options: mend the file")
+    return str(entry["question"]), options, answer

@@ -1,0 +1,161 @@
+"""Results of a VQA run: counts with intervals, the published text and summary files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pekit.answers import BASELINE, PERSONALISED, Answer
+from pekit.files import write_atomically
+from pekit.questions import LeftOut
+from pekit.results import write_json
+
+ANSWERS, CONFIG, TEXT, SUMMARY = "answers.jsonl", "config.json", "results_vqa.txt", "results_summary.json"
+
+
+def model_folder(source: str) -> str:
+    """The part of a result path that names the LVLM: a hub id as it is, the name of a local folder, a served name."""
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser().resolve().name
+    return source.replace(":", "-").strip("./")
+
+
+def wilson_interval(correct: int, total: int) -> list[float | None]:
+    """The 95 % score interval of a share, in per cent (Wilson 1927); nulls where nothing was counted."""
+    if not total:
+        return [None, None]
+    z = 1.959963984540054
+    share, spread = correct / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return [100 * max(0.0, centre - half), 100 * min(1.0, centre + half)]
+
+
+def _accuracy(verdicts: Iterable[bool | None]) -> dict:
+    counted = [verdict for verdict in verdicts if verdict is not None]
+    correct, total = sum(counted), len(counted)
+    return {"correct": correct, "total": total, "accuracy": 100 * correct / total if total else None}
+
+
+def _with_interval(verdicts: Iterable[bool | None]) -> dict:
+    counts = _accuracy(verdicts)
+    return {**counts, "interval_95": wilson_interval(counts["correct"], counts["total"])}
+
+
+def _correct(answer: Answer) -> bool | None:
+    return answer.verdict.correct if answer.verdict else None
+
+
+def tally(answers: Sequence[Answer]) -> dict:
+    """Counts of one variant: per object, overall, by kind of question, the strict reading, what has no verdict.
+
+    Totals count what was graded; questions without a reply or a verdict are counted apart.
+    """
+    lettered = [answer for answer in answers if answer.query.options]
+    strict = [answer.verdict.strict_correct if answer.verdict else None for answer in lettered]
+    subjects = dict.fromkeys(answer.query.subject for answer in answers)
+    return {
+        "per_object": {
+            subject: _with_interval(_correct(a) for a in answers if a.query.subject == subject) for subject in subjects
+        },
+        "overall": _with_interval(map(_correct, answers)),
+        "two_option": _accuracy(map(_correct, lettered)),
+        "open": _accuracy(_correct(answer) for answer in answers if not answer.query.options),
+        "strict": {**_accuracy(strict), "differ": sum(_readings_differ(answer) for answer in lettered)},
+        "unanswered": sum(answer.reply is None for answer in answers),
+        "ungraded": sum(answer.reply is not None and _correct(answer) is None for answer in answers),
+        "regions_not_found": sum(len(answer.query.not_found) for answer in answers),
+    }
+
+
+def _readings_differ(answer: Answer) -> bool:
+    verdict = answer.verdict
+    return verdict is not None and verdict.correct is not None and verdict.letter != verdict.strict_letter
+
+
+def summarise(answers: Sequence[Answer], left_out: Sequence[LeftOut]) -> dict:
+    """Everything that ``results_summary.json`` holds."""
+    own = [answer for answer in answers if answer.query.variant == PERSONALISED]
+    baseline = [answer for answer in answers if answer.query.variant == BASELINE]
+    missing = [entry for entry in left_out if "photo" in entry.reason]
+    others = [entry for entry in left_out if "photo" not in entry.reason]
+    summary = tally(own)
+    summary["missing_photos"] = {"count": len(missing), "photos": [entry.photo for entry in missing]}
+    summary["left_out"] = {
+        "count": len(others),
+        "questions": [f"{entry.subject}, {entry.photo}: {entry.reason}" for entry in others],
+    }
+    summary["errors"] = [f"{a.query.photo_name or a.query.subject}: {a.error}" for a in answers if a.reply is None]
+    if baseline:
+        summary["baseline"] = tally(baseline)
+    return summary
+
+
+def question_text(answer: Answer) -> str:
+    """One question as ``results_vqa.txt`` shows it."""
+    query, verdict = answer.query, answer.verdict
+    outcome = {True: "correct", False: "wrong", None: "not graded"}[_correct(answer)]
+    if _correct(answer) is None and verdict and verdict.reason:
+        outcome += f" ({verdict.reason})"
+    options = "".join(f" {letter}.{text}" for letter, text in query.options.items())
+    lines = [
+        f"[{query.number}]" + (" baseline" if query.variant == BASELINE else ""),
+        f"Photo: {query.photo_name}",
+        f"Concepts: {', '.join(query.concepts)}",
+        f"Question: {query.question}{options}",
+        f"Truth: {query.answer}",
+        f"Prediction: {'' if answer.reply is None else answer.reply}",
+        f"Result: {outcome}",
+    ]
+    if query.not_found:
+        lines.insert(3, f"Not found: {', '.join(query.not_found)}")
+    return "\n".join(lines) + "\n"
+
+
+def summary_text(summary: dict) -> str:
+    """The summary as a table, for people."""
+    baseline = summary.get("baseline")
+    rows = [*((name, name) for name in summary["per_object"]), ("all questions", None)]
+    width = max(len(title) for title, _ in rows)
+    lines = ["  ".join([f"{'':{width}}", "correct", "total", "accuracy", *(["baseline"] if baseline else [])])]
+    for title, subject in rows:
+        counts = summary["per_object"][subject] if subject else summary["overall"]
+        line = f"{title:{width}}  {counts['correct']:7d}  {counts['total']:5d}  {_percent(counts['accuracy']):>8}"
+        if baseline:
+            other = baseline["per_object"].get(subject, {"accuracy": None}) if subject else baseline["overall"]
+            line += f"  {_percent(other['accuracy']):>8}"
+        lines.append(line)
+    low, high = summary["overall"]["interval_95"]
+    lines.append(f"95 % interval of all questions: {_percent(low)} to {_percent(high)}")
+    if baseline:
+        low, high = baseline["overall"]["interval_95"]
+        lines.append(f"95 % interval of the baseline: {_percent(low)} to {_percent(high)}")
+    for kind, title in (("two_option", "questions with options"), ("open", "open questions")):
+        if summary[kind]["total"]:
+            counts = summary[kind]
+            lines.append(f"{title}: {counts['correct']} of {counts['total']}, {_percent(counts['accuracy'])}")
+    if summary["two_option"]["total"]:
+        strict = summary["strict"]
+        lines.append(f"strict reading of letters: {_percent(strict['accuracy'])}; {strict['differ']} read differently")
+    lines.append(f"not graded: {summary['ungraded']}; not answered: {summary['unanswered']}")
+    missing = summary["missing_photos"]
+    lines.append(f"missing photos: {missing['count']}" + "".join(f"\n  {photo}" for photo in missing["photos"]))
+    if summary["left_out"]["count"]:
+        entries = summary["left_out"]
+        lines.append(f"left out: {entries['count']}" + "".join(f"\n  {line}" for line in entries["questions"]))
+    lines += [f"no reply: {line}" for line in summary["errors"]]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def write_results(folder: Path, answers: Sequence[Answer], left_out: Sequence[LeftOut]) -> dict:
+    """Write ``results_vqa.txt`` and ``results_summary.json``; give the summary."""
+    summary = summarise(answers, left_out)
+    questions = "\n".join(question_text(answer) for answer in answers)
+    write_atomically(folder / TEXT, f"{questions}\nSummary\n{summary_text(summary)}")
+    write_json(folder / SUMMARY, summary)
+    return summary
