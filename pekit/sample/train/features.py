@@ -23,13 +23,12 @@ from pekit.sample.train.checkpoints import halve, load_state, save_state, write_
 from pekit.sample.train.groups import Group, groups
 from pekit.sample.train.regions import scene_regions
 
-STEPS = 3000
+STEPS = 1500
 LEARNING_RATE = 1.5e-3
 THRESHOLD = 0.75
 PULL_MARGIN = 0.08
 PUSH_MARGIN = 0.2
 TEMPERATURE = 0.07
-GROUPS_PER_STEP = 3
 GROUPS_KEPT = 500
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -138,14 +137,13 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     return 4 * pull + 4 * push + 0.25 * rank.mean()
 
 
-def input_size(progress: float, rng: np.random.Generator) -> int:
-    """Side of the input in px: mostly small, which is quick; at the end the pipeline's own.
+def stage(progress: float) -> tuple[int, int]:
+    """Side of the input in px, at first small, which is quick, at last the pipeline's own; and groups in a step.
 
     Args:
         progress: share of the steps done, in [0, 1).
-        rng: draws the size.
     """
-    return 518 if progress > 0.93 else int(rng.choice([224, 322], p=[0.85, 0.15]))
+    return (224, 3) if progress < 0.4 else (308, 2) if progress < 0.85 else (518, 1)
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -167,7 +165,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         build_features(folder, seed)
     model: torch.nn.Module = Dinov2Model.from_pretrained(folder)
     model.to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.997))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
@@ -177,10 +175,11 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
-        kept = [*kept[-GROUPS_KEPT:], next(drawn)]
-        size = input_size(step / steps, rng)
-        older = rng.permutation(len(kept) - 1)[: (1 if size == 518 else GROUPS_PER_STEP) - 1]
-        batch = make_batch([kept[-1], *(kept[k] for k in older)], size, rng).to(device)
+        if step % 2 == 0 or not kept:
+            kept = [*kept[-GROUPS_KEPT:], next(drawn)]
+        size, count = stage(step / steps)
+        chosen = [kept[-1], *(kept[k] for k in rng.permutation(len(kept) - 1)[: count - 1])]
+        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, rng).to(device)
         loss = region_loss(descriptors(model, batch), batch)
         optimizer.zero_grad()
         loss.backward()

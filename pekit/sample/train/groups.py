@@ -6,8 +6,9 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
-from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
 from PIL import Image
+
+from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Group:
     instances: tuple[Instance, ...]
 
 
-def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 266, n_scenes: int = 8) -> Group:
+def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_scenes: int = 8) -> Group:
     """Draws a few instances that are easily confused, several of them in each of a handful of scenes.
 
     Args:

@@ -1,0 +1,156 @@
+"""The sample DINOv2: architecture, training targets, and what the shipped checkpoint reaches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, Dinov2Model
+
+from pekit.sample.evaluate.features import PAIRS, evaluate
+from pekit.sample.models.features import build_features, sine_positions
+from pekit.sample.train.checkpoints import halve, load_state, save_state
+from pekit.sample.train.features import Batch, descriptors, region_loss
+from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
+
+CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "features"
+
+
+def test_build_is_deterministic_and_loads_by_its_own_class(tmp_path: Path) -> None:
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        build_features(tmp_path / name, seed)
+    one, two, three = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "three"))
+    assert isinstance(one, Dinov2Model)
+    weights = one.state_dict()
+    assert all(torch.equal(weights[name], other) for name, other in two.state_dict().items())
+    key = "embeddings.patch_embeddings.projection.weight"
+    assert not torch.equal(weights[key], three.state_dict()[key])
+
+
+def test_build_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    build_features(tmp_path, 7)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_model_gives_a_grid_of_37_by_37_at_the_pipelines_size(tmp_path: Path) -> None:
+    build_features(tmp_path, 0)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    picture = np.full((300, 400, 3), 255, np.uint8)
+    pixels = processor(images=picture, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 518, 518)
+    white = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(pixels[0, :, 100, 100].numpy(), white, rtol=1e-4)
+    with torch.inference_mode():
+        tokens = AutoModel.from_pretrained(tmp_path).eval()(pixel_values=pixels).last_hidden_state
+    assert tokens.shape == (1, 1 + 37 * 37, 96)
+
+
+def test_sine_positions_name_row_and_column() -> None:
+    places = sine_positions(4, 16).reshape(4, 4, 16)
+    # The lowest frequency is half a turn across the picture: channel 0 is the sine of the row's, 8 of the column's.
+    assert places[1, 3, 0] == pytest.approx(np.sin(np.pi * 1.5 / 4), abs=1e-6)
+    assert places[1, 3, 8] == pytest.approx(np.sin(np.pi * 3.5 / 4), abs=1e-6)
+    assert len(torch.unique(places.reshape(16, 16), dim=0)) == 16
+
+
+@pytest.mark.parametrize("box", [(0, 0, 56, 56), (13.9, 14.2, 28.0, 42.9), (-9, 20, 15, 300), (15, 15, 27, 27)])
+def test_box_patches_are_those_of_the_drawn_box(box: tuple[float, ...]) -> None:
+    drawn = np.zeros((56, 56), bool)
+    x1, y1, x2, y2 = (int(min(max(corner, 0), 56)) for corner in box)
+    drawn[y1:y2, x1:x2] = True
+    np.testing.assert_array_equal(box_patches(np.array(box), 56), drawn[::14, ::14])
+
+
+def test_boxes_around_a_mask() -> None:
+    mask = np.zeros((10, 12), bool)
+    mask[2:5, 3:9] = True
+    box = tight_box(mask)
+    np.testing.assert_array_equal(box, [3, 2, 9, 5])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        moved = np.abs(jitter(box, 0.1, rng) - box)
+        assert (moved <= [0.6, 0.3, 0.6, 0.3]).all()
+        half = half_box(box, rng)
+        area = (half[2] - half[0]) * (half[3] - half[1])
+        assert 0.33 <= area / 18 <= 0.6
+        assert (half[:2] >= box[:2]).all() and (half[2:] <= box[2:]).all()
+
+
+def test_regions_know_what_they_hold() -> None:
+    label = np.zeros((140, 140), np.uint8)
+    label[14:70, 14:70] = 1
+    label[84:126, 84:126] = 3
+    for region in scene_regions(label, np.random.default_rng(0)):
+        cells = label[::14, ::14]
+        for number in (1, 3):
+            share = (region.patches & (cells == number)).sum() / (cells == number).sum()
+            if share > 0.15:
+                assert number - 1 in region.holds
+            if share == 0:
+                assert number - 1 not in region.holds
+        assert region.instance in (-1, *region.holds)
+
+
+def _batch(scene: list[int], instance: list[int], shows: list[list[bool]]) -> Batch:
+    pooling = torch.ones(len(scene), 4) / 4
+    return Batch(torch.zeros(2, 3, 28, 28), torch.tensor(scene), pooling, torch.tensor(instance), torch.tensor(shows))
+
+
+def test_loss_counts_the_pairs_it_says() -> None:
+    # Two scenes: instance 0 in both, instance 1 and a background box in the second.
+    batch = _batch([0, 1, 1, 1], [0, 0, 1, -1], [[True, False], [True, False], [False, True], [False, False]])
+    unit = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    cosine = (unit @ unit.T).double().numpy()
+    pulls = [np.log1p(np.exp(20 * (0.83 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
+    wrong = {0: [2], 1: [2], 2: [0, 1], 3: [0, 1, 2]}
+    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.55)) for j in js)) / 20 for i, js in wrong.items()]
+    ranks = [
+        -np.log(np.exp(cosine[0, 1] / 0.07) / sum(np.exp(cosine[i, j] / 0.07) for j in (1 - i, 2))) for i in (0, 1)
+    ]
+    expected = 4 * np.mean(pulls) + 4 * np.mean(pushes) + 0.25 * np.mean(ranks)
+    assert region_loss(unit, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_descriptors_are_means_of_the_right_scenes_patches() -> None:
+    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> object:
+            return type("Output", (), {"last_hidden_state": tokens})()
+
+    batch = _batch([0, 1, 1], [0, 0, 1], [[True, False]] * 3)
+    batch.pooling[2] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    unit = descriptors(Fixed(), batch)
+    for row, mean in zip(unit, (tokens[0, 1:].mean(0), tokens[1, 1:].mean(0), tokens[1, 2]), strict=True):
+        torch.testing.assert_close(row, mean / mean.norm())
+
+
+def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:
+    layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    path = tmp_path / "work" / "state.pt"
+    assert load_state(path, {"layer": other}) == (0, 0.0)
+    save_state(path, {"layer": layer}, 12, 3.5)
+    assert load_state(path, {"layer": other}) == (12, 3.5)
+    assert torch.equal(layer.weight, other.weight)
+
+    build_features(tmp_path, 0)
+    before = AutoModel.from_pretrained(tmp_path).state_dict()
+    size = (tmp_path / "model.safetensors").stat().st_size
+    halve(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.55 * size
+    for name, weight in AutoModel.from_pretrained(tmp_path).state_dict().items():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, before[name].half().float(), rtol=0, atol=0)
+
+
+def test_shipped_checkpoint_tells_held_out_instances_apart() -> None:
+    rows = {row.asked: row.value for row in evaluate(CHECKPOINT, seed=11, n_groups=5)}
+    figures = {kind: rows[asked] for kind, (asked, _) in PAIRS.items()}
+    assert figures["same"] >= 0.75
+    assert figures["look-alike"] <= 0.15
+    assert figures["painted alike"] <= 0.06
+    assert figures["other"] <= 0.02
+    assert figures["background"] <= 0.02
