@@ -135,12 +135,10 @@ def draw_instance(instance: Instance, side: int) -> Image.Image:
     layers = Layers(fine)
     SHAPES[instance.category](layers, *instance.proportions)
     body, accent, detail = (np.asarray(layers.images[name]) > 127 for name in ("body", "accent", "detail"))
+    shade = np.linspace(1.06, 0.9, fine)[:, None]  # light from the left gives the body some volume
+    lit = [np.clip(shade * COLOURS[name], 0, 255).astype(np.uint8) for name in (instance.accent, instance.colour)]
     pixels = np.zeros((fine, fine, 4), dtype=np.uint8)
-    shade = np.linspace(1.06, 0.9, fine)[None, :, None]  # light from the left gives the body some volume
-    colours = np.where(
-        pattern_mask(instance.pattern, fine)[..., None], COLOURS[instance.accent], COLOURS[instance.colour]
-    )
-    pixels[..., :3] = np.clip(colours * shade, 0, 255)
+    pixels[..., :3] = np.where(pattern_mask(instance.pattern, fine)[..., None], *lit)
     pixels[body, 3] = 255
     pixels[accent] = (*COLOURS[instance.accent], 255)
     pixels[detail] = (*DARK, 255)

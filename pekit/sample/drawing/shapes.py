@@ -253,18 +253,20 @@ CATEGORIES = tuple(SHAPES)
 
 def pattern_mask(pattern: str, side: int) -> np.ndarray:
     """Where a pattern shows the accent colour: bool (side, side)."""
-    y, x = np.mgrid[0:side, 0:side] / side
+    x = np.arange(side) / side
+    y = x[:, None]
     cells = 7
+    shown = np.zeros(1, dtype=bool)
     if pattern == "striped":
-        return (np.floor(x * cells * 2) % 2).astype(bool)
-    if pattern == "checked":
-        return ((np.floor(x * cells) + np.floor(y * cells)) % 2).astype(bool)
-    if pattern == "dotted":
+        shown = np.floor(x * cells * 2) % 2 > 0
+    elif pattern == "checked":
+        shown = (np.floor(x * cells) + np.floor(y * cells)) % 2 > 0
+    elif pattern == "dotted":
         fx, fy = (x * cells + 0.5 * (np.floor(y * cells) % 2)) % 1 - 0.5, (y * cells) % 1 - 0.5
-        return fx**2 + fy**2 < 0.1
-    if pattern == "zigzag":
+        shown = fx**2 + fy**2 < 0.1
+    elif pattern == "zigzag":
         wave = np.abs((x * cells) % 1 - 0.5) * 1.6
-        return (np.floor(y * cells * 1.7 + wave * 1.6) % 2).astype(bool)
-    if pattern == "ringed":
-        return (np.floor(np.hypot(x - 0.5, y - 0.5) * cells * 2) % 2).astype(bool)
-    return np.zeros((side, side), dtype=bool)
+        shown = np.floor(y * cells * 1.7 + wave * 1.6) % 2 > 0
+    elif pattern == "ringed":
+        shown = np.floor(np.hypot(x - 0.5, y - 0.5) * cells * 2) % 2 > 0
+    return np.broadcast_to(shown, (side, side))
