@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from pekit.sample.drawing.backgrounds import background, clutter, light
@@ -135,26 +136,34 @@ def draw_instance(instance: Instance, side: int) -> Image.Image:
     layers = Layers(fine)
     SHAPES[instance.category](layers, *instance.proportions)
     body, accent, detail = (np.asarray(layers.images[name]) > 127 for name in ("body", "accent", "detail"))
+    covered = body | accent | detail
     shade = np.linspace(1.06, 0.9, fine)[:, None]  # light from the left gives the body some volume
-    lit = [np.clip(shade * COLOURS[name], 0, 255).astype(np.uint8) for name in (instance.accent, instance.colour)]
-    pixels = np.zeros((fine, fine, 4), dtype=np.uint8)
-    pixels[..., :3] = np.where(pattern_mask(instance.pattern, fine)[..., None], *lit)
-    pixels[body, 3] = 255
-    pixels[accent] = (*COLOURS[instance.accent], 255)
-    pixels[detail] = (*DARK, 255)
-    covered = Image.fromarray(pixels[..., 3])
-    return _outlined(Image.fromarray(pixels), covered).resize((side, side), Image.Resampling.BOX)
+    pixels = np.where(
+        pattern_mask(instance.pattern, fine),
+        _words(shade * COLOURS[instance.accent]),
+        _words(shade * COLOURS[instance.colour]),
+    )
+    pixels[accent] = _words(COLOURS[instance.accent])
+    pixels[detail] = _words(DARK)
+    pixels[~covered] = 0
+    channels = pixels.view(np.uint8).reshape(fine, fine, 4)
+    channels[_rim(covered), :3] //= 2
+    return Image.fromarray(channels).resize((side, side), Image.Resampling.BOX)
 
 
-def _outlined(sprite: Image.Image, covered: Image.Image) -> Image.Image:
-    """A thin dark rim, so that a white thing shows on a white wall."""
-    alpha = np.asarray(covered) > 0
-    inner = alpha.copy()
-    for _ in range(max(1, sprite.width // 110)):
+def _words(colours: ArrayLike) -> np.ndarray:
+    """Opaque RGBA pixels as one word each, which numpy moves faster than four bytes: (..., 3) -> (...)."""
+    rgb = np.clip(colours, 0, 255).astype(np.uint8)
+    alpha = np.full((*rgb.shape[:-1], 1), 255, dtype=np.uint8)
+    return np.concatenate([rgb, alpha], axis=-1).view(np.uint32)[..., 0]
+
+
+def _rim(covered: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a thing, drawn darker so that a white thing shows on a white wall."""
+    inner = covered.copy()
+    for _ in range(max(1, len(covered) // 110)):
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    pixels = np.array(sprite)
-    pixels[alpha & ~inner, :3] = pixels[alpha & ~inner, :3] // 2
-    return Image.fromarray(pixels)
+    return covered & ~inner
 
 
 def draw_scene(rng: np.random.Generator, instances: Sequence[Instance], size: tuple[int, int] = (192, 192)) -> Scene:

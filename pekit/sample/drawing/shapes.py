@@ -256,17 +256,22 @@ def pattern_mask(pattern: str, side: int) -> np.ndarray:
     x = np.arange(side) / side
     y = x[:, None]
     cells = 7
-    shown = np.zeros(1, dtype=bool)
     if pattern == "striped":
-        shown = np.floor(x * cells * 2) % 2 > 0
+        shown = _odd(x * cells * 2)
     elif pattern == "checked":
-        shown = (np.floor(x * cells) + np.floor(y * cells)) % 2 > 0
-    elif pattern == "dotted":
-        fx, fy = (x * cells + 0.5 * (np.floor(y * cells) % 2)) % 1 - 0.5, (y * cells) % 1 - 0.5
-        shown = fx**2 + fy**2 < 0.1
+        shown = _odd(x * cells) ^ _odd(y * cells)
+    elif pattern == "dotted":  # every other row is shifted by half a cell
+        fx, shifted, fy = ((share % 1 - 0.5) ** 2 for share in (x * cells, x * cells + 0.5, y * cells))
+        shown = np.where(_odd(y * cells), shifted, fx) + fy < 0.1
     elif pattern == "zigzag":
         wave = np.abs((x * cells) % 1 - 0.5) * 1.6
-        shown = np.floor(y * cells * 1.7 + wave * 1.6) % 2 > 0
+        shown = _odd(y * cells * 1.7 + wave * 1.6)
     elif pattern == "ringed":
-        shown = np.floor(np.hypot(x - 0.5, y - 0.5) * cells * 2) % 2 > 0
+        shown = _odd(np.hypot(x - 0.5, y - 0.5) * cells * 2)
+    else:
+        shown = np.zeros(1, dtype=bool)
     return np.broadcast_to(shown, (side, side))
+
+
+def _odd(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.int32) & 1).astype(bool)
