@@ -88,4 +88,7 @@ def light(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     slope = rng.uniform(-0.1, 0.1, 2)
     falloff = 1 + slope[0] * np.linspace(-1, 1, width)[None, :] + slope[1] * np.linspace(-1, 1, height)[:, None]
     noise = rng.standard_normal((height, width, 1), dtype=np.float32) * rng.uniform(0, 5)
-    return np.clip(pixels * (falloff.astype(np.float32)[..., None] * gain) + noise, 0, 255).astype(np.uint8)
+    lit = falloff.astype(np.float32)[..., None] * gain
+    lit *= pixels
+    lit += noise
+    return np.clip(lit, 0, 255, out=lit).astype(np.uint8)
