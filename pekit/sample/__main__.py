@@ -1,31 +1,26 @@
-"""``python -m pekit.sample``: writes the drawn miniature of the benchmarks, or untrained small models."""
+"""``python -m pekit.sample``: writes the sample benchmark, the untrained sample models, or both, from a seed."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pekit.cli import natural
+from pekit.records import UserError
+
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options; reading their help loads no library."""
+    """Build the parser; reading its help loads nothing else."""
     parser = argparse.ArgumentParser(prog="python -m pekit.sample", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="Write a miniature of each benchmark here, in its published layout, with sample.json: what each photo "
-        "shows. DIR is a --data_folder for the scripts.",
+        "--out", type=Path, help="Folder that receives the benchmarks in their published layouts: a --data_folder."
     )
     parser.add_argument(
-        "--models",
-        type=Path,
-        metavar="DIR",
-        help="Write small untrained models of the real architectures here: grounding, features, masks, lvlm.",
+        "--models", type=Path, help="Folder that receives small untrained models of the real architectures."
     )
-    parser.add_argument("--seed", type=int, default=42, help="What everything random is drawn from (42).")
+    parser.add_argument("--seed", type=natural, default=42, help="Seed of everything random (42).")
     return parser
 
 
@@ -33,38 +28,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write what the command line asks for.
 
     Returns:
-        Exit code: 2 after an error that the user can mend.
+        The exit code: 2 after an error the user can mend.
     """
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.out is None and args.models is None:
-        parser.error("name a folder: --out DIR for the photos, --models DIR for untrained models")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed} is negative: give 0 or more")
-    from pekit.records import UserError
-
+    args = build_parser().parse_args(argv)
     try:
+        if not (args.out or args.models):
+            raise UserError(
+                "nothing to write: give --out DIR for the sample benchmark, --models DIR for models, or both"
+            )
         if args.out:
-            _write_photos(args.out, args.seed)
+            from pekit.sample.benchmark import write_sample
+
+            for name, written in write_sample(args.out, args.seed).items():
+                print(f"{name}: {written}")
         if args.models:
             from pekit.sample.models import build_models
 
             build_models(args.models, args.seed)
-            print(f"wrote untrained models to {args.models}")
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+            print(f"models: {args.models}")
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _write_photos(out: Path, seed: int) -> None:
-    from pekit.sample.benchmark import write_benchmarks
-
-    started = time.monotonic()
-    manifest = write_benchmarks(out, seed)
-    concepts = sum(map(len, manifest["concepts"].values()))
-    taken = time.monotonic() - started
-    print(f"wrote {len(manifest['photos'])} photos of {concepts} concepts to {out} in {taken:.1f} s")
 
 
 if __name__ == "__main__":

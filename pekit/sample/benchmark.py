@@ -1,338 +1,266 @@
-"""Writes a miniature of each benchmark, drawn from a seed, in its published layout.
+"""A drawn miniature of the three benchmarks in their published layouts, with the truth about every photo.
 
-Every photo is planned first (which instances it shows) and then drawn from a generator of its own, so the result does
-not depend on how many processes draw. All instances are of the pool "sample", which no training sees.
+Concepts, names and photos follow from the seed; a photo depends on the seed and its own path alone. Each data set
+has pairs of look-alikes among its concepts, and everything shown belongs to the pool "sample", which no training sees.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
 
-from pekit.files import write_atomically
-from pekit.sample.drawing import COLOURS, PATTERNS, Instance, draw_scene, look_alike, random_instance
-from pekit.sample.questions import question_files
+from pekit.sample.drawing import Instance, Scene, draw_scene, look_alike, random_instance
+from pekit.sample.questions import Truth, write_questions
 
-MYVLM, YOLLAVA = "myvlm/data", "YoLLaVA"
-SINGLE, MULTI = "This-is-My-Img/Single-concept", "This-is-My-Img/Multi-concept"
+POOL = "sample"
+SIZES = ((400, 300), (300, 400), (360, 360), (480, 320), (320, 480), (420, 336), (320, 320))  # (W, H) in px
+COMPANIONS = (0.3, 0.3, 0.25, 0.15)  # how often a test photo shows 0, 1, 2 or 3 things besides the concept
+MYVLM_CATEGORIES = ("lamp", "hat", "chair", "clock")
+YOLLAVA_CATEGORIES = ("mug", "teddy bear", "guitar", "shoe")
+THIS_IS_MY_CATEGORIES = ("kite", "backpack", "umbrella", "teapot")
+PET_NAMES = ("momo", "kiki", "lulu", "toto", "bibi", "nino", "zuzu", "pepe")
+PEOPLE = ("Noras", "Teos", "Idas", "Maliks", "Yukis", "Pias", "Omars", "Lenas")
+MULTI_CONCEPTS = 6
+PAIRS = ((0, 2), (1, 3), (4, 0), (5, 2))  # indices of the multi-concept part's concepts
 
-# Concept folders, by the part of the benchmarks that holds them, and the category each belongs to. A colour or pattern
-# in a name is what the thing looks like; all else is left to the seed.
-CONCEPTS: dict[str, dict[str, str]] = {
-    MYVLM: {
-        "striped_lamp": "lamp",
-        "reading_lamp": "lamp",
-        "dotted_mug": "mug",
-        "office_mug": "mug",
-        "old_teddy_bear": "teddy bear",
-        "small_teddy_bear": "teddy bear",
-        "red_car": "car",
-        "racing_car": "car",
-        "beach_kite": "kite",
-    },
-    YOLLAVA: {
-        "polka-mug": "mug",
-        "checked-mug": "mug",
-        "sunday-hat": "hat",
-        "garden-hat": "hat",
-        "loud-clock": "clock",
-        "kitchen-clock": "clock",
-        "zigzag-umbrella": "umbrella",
-        "picnic-umbrella": "umbrella",
-        "toy-boat": "boat",
-    },
-    SINGLE: {
-        "Noras mug-mug": "mug",
-        "Teos mug-mug": "mug",
-        "Milas backpack-backpack": "backpack",
-        "Ivos backpack-backpack": "backpack",
-        "Teos kite-kite": "kite",
-        "Lenas kite-kite": "kite",
-        "Milas teddy bear-teddy bear": "teddy bear",
-        "Ivos shoe-shoe": "shoe",
-    },
-    MULTI: {
-        "Noras teapot-teapot": "teapot",
-        "Lenas teapot-teapot": "teapot",
-        "Noras hat-hat": "hat",
-        "Teos guitar-guitar": "guitar",
-        "Teos chair-chair": "chair",
-        "Milas chair-chair": "chair",
-        "Ivos car-car": "car",
-        "Ivos boat-boat": "boat",
-    },
-}
-PAIRS = (
-    ("Noras teapot-teapot", "Noras hat-hat"),
-    ("Lenas teapot-teapot", "Milas chair-chair"),
-    ("Teos guitar-guitar", "Teos chair-chair"),
-    ("Ivos car-car", "Ivos boat-boat"),
-    ("Noras hat-hat", "Teos guitar-guitar"),
-)
-REFERENCES, TESTS, NEGATIVES = 5, 4, 2  # photos of a concept: train, test, and each of the other test splits
-
-_SIZES = ((400, 320), (320, 400), (360, 360), (448, 336), (336, 448), (480, 320), (320, 480))
-_WORDS = {name: ("colour", name) for name in COLOURS} | {name: ("pattern", name) for name in PATTERNS}
-_WORDS["polka"] = ("pattern", "dotted")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A thing to draw.
-
-    Attributes:
-        instance: what it looks like.
-        concept: folder of the concept it is, or None for a thing without a name.
-    """
-
-    instance: Instance
-    concept: str | None = None
+Concepts = Mapping[str, Instance]
 
 
 @dataclass(frozen=True)
 class PhotoPlan:
-    """A photo to draw: its path in the sample, what it shows from back to front, its size (W, H) in px."""
+    """A photo to draw.
+
+    Attributes:
+        path: relative to the sample's folder, with forward slashes.
+        things: what it shows: concept key, or None for a thing without a name, and how the thing looks.
+        reference: one thing alone, large and fully visible.
+    """
 
     path: str
-    shown: tuple[Shown, ...]
-    size: tuple[int, int]
+    things: tuple[tuple[str | None, Instance], ...]
+    reference: bool = False
 
 
-# --- what there is ------------------------------------------------------------------------------------------------
-
-
-def draw_concepts(rng: np.random.Generator, folders: dict[str, str]) -> dict[str, Instance]:
-    """Draw the instance behind each concept; those of a category are look-alikes that can be told apart.
+def write_sample(out: Path, seed: int) -> dict[str, str]:
+    """Write the miniature benchmarks, their question files and ``sample.json``, the truth about every photo.
 
     Args:
-        rng: everything random is drawn from it.
-        folders: concept folder -> category.
+        out: folder that receives ``myvlm/``, ``YoLLaVA/``, ``This-is-My-Img/`` and ``sample.json``.
+        seed: everything random follows from it.
 
     Returns:
-        Concept folder -> instance, in the same order.
+        Data set -> what was written, in words.
     """
-    concepts: dict[str, Instance] = {}
-    for folder, category in folders.items():
-        wanted = dict(_WORDS[word] for word in folder.lower().replace("_", "-").split("-") if word in _WORDS)
-        kin = [instance for instance in concepts.values() if instance.category == category]
-        while True:
-            instance = look_alike(rng, kin[0]) if kin and not wanted else random_instance(rng, category, "sample")
-            fits = all(getattr(instance, attribute) == value for attribute, value in wanted.items())
-            if fits and not any(resembles(instance, other) for other in kin):
-                break
-        concepts[folder] = instance
+    this_is_my = personal_concepts(seed)
+    multi = dict(list(this_is_my.items())[:MULTI_CONCEPTS])
+    sets = {
+        "myvlm": (myvlm_concepts(seed), plan_myvlm),
+        "yollava": (yollava_concepts(seed), plan_yollava),
+        "this-is-my single-concept": (this_is_my, plan_single),
+        "this-is-my multi-concept": (multi, plan_multi),
+    }
+    truth: Truth = {}
+    report = {}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for name, (concepts, plan) in sets.items():
+            photos = plan(_rng(seed, name), concepts)
+            drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)
+            truth |= {photo.path: things for photo, things in zip(photos, drawn, strict=True)}
+            report[name] = f"{len(concepts)} concepts, {len(photos)} photos"
+    for name, count in write_questions(out, truth, _rng(seed, "questions")).items():
+        report[name] += f", {count} questions"
+    (out / "sample.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _rng(seed: int, of: str) -> np.random.Generator:
+    return np.random.default_rng([seed, crc32(of.encode())])
+
+
+# --- concepts -----------------------------------------------------------------------------------------------------
+
+
+def same_looks(one: Instance, other: Instance) -> bool:
+    """Whether only proportions, or the little that a plain thing shows of its accent, tell two things apart."""
+    same = (one.category, one.colour, one.pattern) == (other.category, other.colour, other.pattern)
+    return same and (one.accent == other.accent or one.pattern == "plain")
+
+
+def _look_alikes(rng: np.random.Generator, category: str) -> tuple[Instance, Instance]:
+    """Two things of a category that differ in the body's colour or in the pattern."""
+    first = random_instance(rng, category, POOL)
+    while True:
+        second = look_alike(rng, first)
+        if (second.colour, second.pattern) != (first.colour, first.pattern):
+            return first, second
+
+
+def myvlm_concepts(seed: int) -> dict[str, Instance]:
+    """Concepts named by what tells each from its look-alike: ``striped_lamp``, ``red_hat``."""
+    rng, concepts = _rng(seed, "myvlm concepts"), {}
+    for category in MYVLM_CATEGORIES:
+        pair = _look_alikes(rng, category)
+        for own, other in (pair, pair[::-1]):
+            tells_apart = [word for word in (own.pattern, own.colour) if word not in (other.pattern, other.colour)]
+            word = next((word for word in tells_apart if word != "plain"), "plain")
+            concepts[f"{word}_{category}".replace(" ", "_")] = own
     return concepts
 
 
-def resembles(one: Instance, other: Instance) -> bool:
-    """Whether two instances are hard to tell apart: alike but for proportions, or for little of the accent colour."""
-    if (one.category, one.colour, one.pattern) != (other.category, other.colour, other.pattern):
-        return False
-    return one.accent == other.accent or one.pattern == "plain"
+def yollava_concepts(seed: int) -> dict[str, Instance]:
+    """Concepts with a pet name, the category last: ``momo-mug``."""
+    rng = _rng(seed, "yollava concepts")
+    things = [own for category in YOLLAVA_CATEGORIES for own in _look_alikes(rng, category)]
+    return {f"{name}-{own.category.replace(' ', '-')}": own for name, own in zip(PET_NAMES, things, strict=True)}
 
 
-def imitation(rng: np.random.Generator, concept: Instance) -> Instance:
-    """A close imitation: the concept's shape and main colour, another pattern or accent."""
-    while True:
-        other = look_alike(rng, concept)
-        if other.colour == concept.colour and not resembles(other, concept):
-            return replace(other, proportions=concept.proportions)
+def personal_concepts(seed: int) -> dict[str, Instance]:
+    """Concepts of invented people, in the folder spelling of this-is-my: ``Noras kite-kite``."""
+    rng = _rng(seed, "this-is-my concepts")
+    things = [own for category in THIS_IS_MY_CATEGORIES for own in _look_alikes(rng, category)]
+    return {f"{owner} {own.category}-{own.category}": own for owner, own in zip(PEOPLE, things, strict=True)}
 
 
-@dataclass(frozen=True)
-class Cast:
-    """The concepts of one part of the benchmarks, and who may appear beside them."""
-
-    rng: np.random.Generator
-    concepts: dict[str, Instance]
-
-    def stranger(self, avoid: Sequence[str] = ()) -> Shown:
-        """Some thing that is none of the concepts, and of none of the categories to avoid."""
-        while True:
-            instance = random_instance(self.rng, pool="sample")
-            if instance.category not in avoid and self._is_stranger(instance):
-                return Shown(instance)
-
-    def lookalike(self, folder: str) -> Shown:
-        """A thing of the concept's category that is none of the concepts."""
-        return self._strange(look_alike, folder)
-
-    def fake(self, folder: str) -> Shown:
-        """A close imitation of the concept that is none of the concepts."""
-        return self._strange(imitation, folder)
-
-    def named(self, folder: str) -> Shown:
-        """The concept itself."""
-        return Shown(self.concepts[folder], folder)
-
-    def company(self, folders: Sequence[str], most: int) -> list[Shown]:
-        """None to some things beside the concepts, look-alikes of the first among them now and then."""
-        categories = [self.concepts[folder].category for folder in folders]
-        return [
-            self.lookalike(folders[0]) if self.rng.random() < 0.35 else self.stranger(categories)
-            for _ in range(self.rng.integers(0, most + 1))
-        ]
-
-    def photo(self, path: str, shown: list[Shown], mixed: bool = True) -> PhotoPlan:
-        """Plan a photo of some size; the order from back to front is random unless told otherwise."""
-        order = self.rng.permutation(len(shown)) if mixed else np.arange(len(shown))
-        size = _SIZES[int(self.rng.integers(len(_SIZES)))]
-        return PhotoPlan(path, tuple(shown[i] for i in order), size)
-
-    def reference(self, path: str, folder: str, crowded: bool) -> PhotoPlan:
-        """Plan a reference photo: the concept, in front of something else where crowded."""
-        others = [self.stranger([self.concepts[folder].category])] if crowded else []
-        return self.photo(path, [*others, self.named(folder)], mixed=False)
-
-    def _strange(self, draw: Any, folder: str) -> Shown:
-        while True:
-            instance = draw(self.rng, self.concepts[folder])
-            if self._is_stranger(instance):
-                return Shown(instance)
-
-    def _is_stranger(self, instance: Instance) -> bool:
-        return not any(resembles(instance, concept) for concept in self.concepts.values())
+# --- what each photo shows ----------------------------------------------------------------------------------------
 
 
-# --- layouts ------------------------------------------------------------------------------------------------------
+def plan_myvlm(rng: np.random.Generator, concepts: Concepts) -> list[PhotoPlan]:
+    """Six photos a concept in one folder, the first four fit for reference."""
+    plans = []
+    for i, key in enumerate(concepts):
+        for n in range(1, 7):
+            suffix = {(0, 5): ".jpeg", (2, 6): ".JPG", (5, 2): ".JPG"}.get((i, n), ".jpg")
+            plans.append(_positive(rng, f"myvlm/data/{key}/{key}_{n}{suffix}", [key], concepts, reference=n <= 4))
+    return plans
 
 
-def plan_benchmarks(seed: int) -> tuple[dict[str, dict[str, Instance]], list[PhotoPlan]]:
-    """Plan every photo.
-
-    Args:
-        seed: everything follows from it.
-
-    Returns:
-        The concepts of each part (part -> folder -> instance), and the photos.
-    """
-    plans: list[PhotoPlan] = []
-    concepts = {}
-    for number, (part, plan) in enumerate(
-        ((MYVLM, _plan_myvlm), (YOLLAVA, _plan_yollava), (SINGLE, _plan_single), (MULTI, _plan_multi))
-    ):
-        rng = np.random.default_rng([seed, number])
-        concepts[part] = draw_concepts(rng, CONCEPTS[part])
-        plans += plan(Cast(rng, concepts[part]))
-    return concepts, plans
+def plan_yollava(rng: np.random.Generator, concepts: Concepts) -> list[PhotoPlan]:
+    """Four train and four test photos a concept."""
+    return [
+        _positive(rng, f"YoLLaVA/{split}/{key}/{n}.png", [key], concepts, reference=split == "train")
+        for split in ("train", "test")
+        for key in concepts
+        for n in range(4)
+    ]
 
 
-def _plan_myvlm(cast: Cast) -> Iterator[PhotoPlan]:
-    """No split: the first photos serve as references. As in the published set, a few suffixes differ."""
-    suffixes = {("striped_lamp", 2): "jpeg", ("dotted_mug", 7): "jpeg", ("racing_car", 3): "JPG", ("red_car", 8): "JPG"}
-    for folder in cast.concepts:
-        for n in range(1, REFERENCES + TESTS + 1):
-            path = f"{MYVLM}/{folder}/{folder}_{n}.{suffixes.get((folder, n), 'jpg')}"
-            if n <= REFERENCES:
-                yield cast.reference(path, folder, crowded=n == 4)
-            else:
-                yield cast.photo(path, [cast.named(folder), *cast.company([folder], 3)])
+def plan_single(rng: np.random.Generator, concepts: Concepts) -> list[PhotoPlan]:
+    """Four train photos a concept, and three in each test split."""
+    root = "This-is-My-Img/Single-concept"
+    plans = _plan_train(rng, root, concepts)
+    for key in concepts:
+        for n in range(1, 4):
+            plans.append(_positive(rng, f"{root}/test/Positive/{key}/{n}.png", [key], concepts))
+            for split, decoy in (("Fake", _imitation), ("Negative (Hard)", look_alike), ("Negative (Other)", _other)):
+                while _is_concept(shown := decoy(rng, concepts[key]), concepts):
+                    pass
+                things = [shown, *_company(rng, [], concepts, avoid=concepts[key].category)]
+                plans.append(PhotoPlan(f"{root}/test/{split}/{key}/{n}.png", tuple((None, own) for own in things)))
+    return plans
 
 
-def _plan_yollava(cast: Cast) -> Iterator[PhotoPlan]:
-    for folder in cast.concepts:
-        for n in range(REFERENCES):
-            yield cast.reference(f"{YOLLAVA}/train/{folder}/{n}.png", folder, crowded=n == 3)
-        for n in range(TESTS):
-            yield cast.photo(f"{YOLLAVA}/test/{folder}/{n}.png", [cast.named(folder), *cast.company([folder], 3)])
-
-
-def _plan_single(cast: Cast) -> Iterator[PhotoPlan]:
-    for folder in cast.concepts:
-        for n in range(1, REFERENCES + 1):
-            yield cast.reference(f"{SINGLE}/train/{folder}/{n}.png", folder, crowded=n == 4)
-        for n in range(1, TESTS + 1):
-            shown = [cast.named(folder), *cast.company([folder], 3)]
-            yield cast.photo(f"{SINGLE}/test/Positive/{folder}/{n}.png", shown)
-        category = cast.concepts[folder].category
-        for n in range(1, NEGATIVES + 1):
-            crowd = [cast.stranger([category]) for _ in range(cast.rng.integers(0, 3))]
-            for split, shown in (
-                ("Fake", [cast.fake(folder), *crowd[:1]]),
-                ("Negative (Hard)", [cast.lookalike(folder), *crowd]),
-                ("Negative (Other)", [cast.stranger([category]), *crowd]),
-            ):
-                yield cast.photo(f"{SINGLE}/test/{split}/{folder}/{n}.png", shown)
-
-
-def _plan_multi(cast: Cast) -> Iterator[PhotoPlan]:
-    for folder in cast.concepts:
-        for n in range(1, REFERENCES + 1):
-            yield cast.reference(f"{MULTI}/train/{folder}/{n}.png", folder, crowded=n == 4)
+def plan_multi(rng: np.random.Generator, concepts: Concepts) -> list[PhotoPlan]:
+    """Four train photos a concept, and three photos of each pair, named after both without their categories."""
+    root, keys = "This-is-My-Img/Multi-concept", list(concepts)
+    plans = _plan_train(rng, root, concepts)
     for pair in PAIRS:
-        test = "_and_".join(folder.rpartition("-")[0] for folder in pair)
-        for n in range(1, TESTS + 1):
-            shown = [*map(cast.named, pair), *cast.company(pair, 2)]
-            yield cast.photo(f"{MULTI}/test/{test}/{n}.png", shown)
+        both = [keys[i] for i in pair]
+        folder = "_and_".join(key.rpartition("-")[0] for key in both)
+        plans += [_positive(rng, f"{root}/test/{folder}/{n}.png", both, concepts) for n in range(1, 4)]
+    return plans
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+def _plan_train(rng: np.random.Generator, root: str, concepts: Concepts) -> list[PhotoPlan]:
+    paths = ((key, f"{root}/train/{key}/{n}.png") for key in concepts for n in range(1, 5))
+    return [_positive(rng, path, [key], concepts, reference=True) for key, path in paths]
 
 
-def write_benchmarks(out: Path, seed: int = 42, workers: int = 0) -> dict[str, Any]:
-    """Write the miniatures, their question files and ``sample.json``, which tells what every photo shows.
-
-    Args:
-        out: the data folder; files of the same names are written anew.
-        seed: everything follows from it.
-        workers: processes that draw; 0 takes one per processor core.
-
-    Returns:
-        What ``sample.json`` holds: ``seed``; ``concepts`` by part and folder; ``photos`` by path, each with its
-        ``size`` (W, H) in px and its ``objects`` from back to front, their ``box_xyxyn`` around what is visible.
-    """
-    concepts, plans = plan_benchmarks(seed)
-    processes = min(workers or os.cpu_count() or 1, 8)
-    draw = partial(_draw_photo, out, seed)
-    # Forking a process that has run torch operations can hang in the child, so the workers start afresh.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
-        objects = list(executor.map(draw, plans, chunksize=8) if processes > 1 else map(draw, plans))
-    manifest = {
-        "seed": seed,
-        "concepts": {
-            part: {folder: asdict(instance) for folder, instance in of_part.items()}
-            for part, of_part in concepts.items()
-        },
-        "photos": {
-            plan.path: {"size": plan.size, "objects": shown} for plan, shown in zip(plans, objects, strict=True)
-        },
-    }
-    for path, content in question_files(np.random.default_rng([seed, 99]), manifest).items():
-        write_atomically(out / path, json.dumps(content, indent=1) + "\n")
-    write_atomically(out / "sample.json", json.dumps(manifest) + "\n")
-    return manifest
+def _positive(
+    rng: np.random.Generator, path: str, keys: Sequence[str], concepts: Concepts, reference: bool = False
+) -> PhotoPlan:
+    named = [(key, concepts[key]) for key in keys]
+    company = [] if reference else _company(rng, [own for _, own in named], concepts)
+    return PhotoPlan(path, (*named, *((None, other) for other in company)), reference)
 
 
-def _draw_photo(out: Path, seed: int, plan: PhotoPlan) -> list[dict[str, Any]]:
-    """Draw and save a photo; tells what can be seen in it."""
-    rng = np.random.default_rng([seed, zlib.crc32(plan.path.encode())])
-    scene = draw_scene(rng, [shown.instance for shown in plan.shown], plan.size)
-    image = Image.fromarray(scene.image)
-    file = out / plan.path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix.lower() in (".jpg", ".jpeg"):
-        image.save(file, quality=88)
-    elif rng.random() < 0.08:  # some photos of the published sets have an alpha channel
-        image.convert("RGBA").save(file)
-    else:  # a palette keeps the noise from filling the disk
-        image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file)
-    scale = np.array([*plan.size, *plan.size])
+def _company(
+    rng: np.random.Generator, shown: Sequence[Instance], concepts: Concepts, avoid: str | None = None
+) -> list[Instance]:
+    """Things without a name, look-alikes of those shown among them, none a concept or of the category to avoid."""
+    company: list[Instance] = []
+    for _ in range(int(rng.choice(len(COMPANIONS), p=COMPANIONS)) // max(1, len(shown))):
+        while True:
+            alike = shown and rng.random() < 0.4
+            other = look_alike(rng, shown[0]) if alike else random_instance(rng, pool=POOL)
+            if other.category != avoid and not _is_concept(other, concepts):
+                break
+        company.append(other)
+    return company
+
+
+def _is_concept(thing: Instance, concepts: Concepts) -> bool:
+    return any(same_looks(thing, concept) for concept in concepts.values())
+
+
+def _imitation(rng: np.random.Generator, concept: Instance) -> Instance:
+    """A look-alike in the body's colour; where the pool has none, any look-alike."""
+    tries = [look_alike(rng, concept) for _ in range(64)]
+    return next((other for other in tries if other.colour == concept.colour), tries[0])
+
+
+def _other(rng: np.random.Generator, concept: Instance) -> Instance:
+    """A thing of another category."""
+    while (other := random_instance(rng, pool=POOL)).category == concept.category:
+        pass
+    return other
+
+
+# --- photos -------------------------------------------------------------------------------------------------------
+
+
+def _draw_photo(plan: PhotoPlan, out: Path, seed: int) -> list[dict]:
+    """Draw and write a photo; returns what it shows, from back to front, boxes in [0, 1]."""
+    rng = _rng(seed, plan.path)
+    width, height = SIZES[rng.integers(len(SIZES))]
+    things = [plan.things[i] for i in rng.permutation(len(plan.things))]
+    while True:
+        scene = draw_scene(rng, [own for _, own in things], (width, height))
+        if not plan.reference or _fit_for_reference(scene):
+            break
+    _save(Image.fromarray(scene.image), out / plan.path)
     return [
         {
-            "concept": shown.concept,
-            **asdict(shown.instance),
-            "box_xyxyn": [round(float(corner), 5) for corner in drawn.box_xyxy / scale],
+            "concept": key,
+            "category": own.category,
+            "colour": own.colour,
+            "accent": own.accent,
+            "pattern": own.pattern,
+            "box_xyxyn": [round(float(value), 5) for value in shown.box_xyxy / (width, height, width, height)],
         }
-        for shown, drawn in zip(plan.shown, scene.objects, strict=True)
+        for (key, own), shown in zip(things, scene.objects, strict=True)
     ]
+
+
+def _fit_for_reference(scene: Scene) -> bool:
+    """Large, and nothing of it beyond the picture's edge."""
+    height, width = scene.image.shape[:2]
+    x0, y0, x1, y1 = scene.objects[0].box_xyxy
+    inside = x0 > 0 and y0 > 0 and x1 < width and y1 < height
+    return bool(inside and max(x1 - x0, y1 - y0) >= 0.42 * min(width, height))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":  # 256 colours look the same and take a fifth of the space
+        image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path)
+    else:
+        image.save(path, format="JPEG", quality=90)

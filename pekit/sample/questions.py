@@ -1,188 +1,210 @@
-"""Questions about the drawn photos, with their true answers, in the formats of the published question files."""
+"""The sample's question files: fixed wordings, in the published formats, with answers true by construction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
-KINDS = ("colour", "pattern", "category", "side", "count")
-WORDING = {
-    "colour": "What is the main colour of {}?",
-    "pattern": "What pattern does {} have?",
-    "category": "What kind of thing is {}?",
-    "side": "On which side of the picture is {}?",
-    "count": "How many things are in the picture?",
+Truth = dict[str, list[dict]]
+"""Photo, relative to the sample's folder -> the things it shows."""
+
+# What a question is about -> its wordings, and every answer it can have.
+QUESTION_TEMPLATES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "colour": (("What colour is {name}?", "Which colour does {name} have?"), tuple(COLOURS)),
+    "pattern": (("What pattern does {name} have?", "Which pattern is on {name}?"), PATTERNS),
+    "category": (("What kind of object is {name}?", "What sort of thing is {name}?"), CATEGORIES),
+    "side": (
+        ("On which side of the picture is {name}?", "Which side of the picture is {name} on?"),
+        ("left", "right"),
+    ),
+    "count": (
+        ("How many objects of the same kind as {name} are in the picture?",),
+        ("one", "two", "three", "four"),
+    ),
 }
-TEXT_WORDING = {kind: WORDING[kind] for kind in ("colour", "pattern", "category")}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
-_CHOICES = {"colour": tuple(COLOURS), "pattern": PATTERNS, "category": CATEGORIES}
-_CENTRED = 0.08  # nearer to the middle than this, a thing is on neither side
-
-Things = Sequence[dict[str, Any]]
+ORDER_TEMPLATE = "Which is more to the left, {name} or {other}?"
+TEXT_KINDS = ("colour", "pattern", "category")
+LEAST_OFF_CENTRE = 0.1  # of the picture's width; nearer to the middle, left and right are a matter of opinion
 
 
-def answers(rng: np.random.Generator, kind: str, things: Things, which: int) -> tuple[str, str] | None:
-    """The right answer to a question about one thing of a photo, and a wrong one.
-
-    The wrong one is true of another thing in the photo where there is one, so that looking at the wrong thing shows.
+def write_questions(out: Path, truth: Truth, rng: np.random.Generator) -> dict[str, int]:
+    """Write the question files and the descriptions of the text-only ones.
 
     Args:
-        rng: the choice of the wrong answer is drawn from it.
-        kind: one of ``KINDS``.
-        things: what the photo shows, as ``sample.json`` has it.
-        which: index of the thing asked about.
-
-    Returns:
-        (right, wrong), or None where the question has no clear answer.
-    """
-    thing = things[which]
-    if kind == "side":
-        offset = (thing["box_xyxyn"][0] + thing["box_xyxyn"][2]) / 2 - 0.5
-        if abs(offset) < _CENTRED:
-            return None
-        return ("left", "right") if offset < 0 else ("right", "left")
-    if kind == "count":
-        near = len(things) + (1 if len(things) == 1 or rng.random() < 0.5 else -1)
-        return NUMBERS[len(things)], NUMBERS[near]
-    right = thing[kind]
-    excluded = {right, thing["accent"]}
-    in_view = sorted({other[kind] for other in things} - excluded)
-    return right, str(rng.choice(in_view or [choice for choice in _CHOICES[kind] if choice not in excluded]))
-
-
-class Asker:
-    """Words questions, going round the kinds and giving A and B as right answers equally often."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self._kinds = count()
-        self._letters: list[str] = []
-
-    def pick(self, things: Things, which: int, kinds: Sequence[str] = KINDS) -> tuple[str, str, str]:
-        """The next kind that has a clear answer: (kind, right, wrong)."""
-        while True:
-            kind = kinds[next(self._kinds) % len(kinds)]
-            if found := answers(self.rng, kind, things, which):
-                return kind, *found
-
-    def with_options(self, question: str, right: str, wrong: str, options_key: str = "options") -> dict[str, Any]:
-        """An item with two options."""
-        if not self._letters:
-            self._letters = [str(letter) for letter in self.rng.permutation(["A", "B"])]
-        letter = self._letters.pop()
-        options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
-        return {"question": question, options_key: options, "correct_answer": letter}
-
-
-def short(folder: str) -> str:
-    """A folder's name without its category: ``Noras mug-mug`` -> ``Noras mug``."""
-    return folder.rpartition("-")[0]
-
-
-def question_files(rng: np.random.Generator, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Ask about the test photos.
-
-    Args:
+        out: the sample's folder.
+        truth: what every photo shows.
         rng: everything random is drawn from it.
-        manifest: what ``sample.json`` holds.
 
     Returns:
-        Path in the sample -> content of the file.
+        Data set, as the sample's report names it -> number of questions.
     """
-    yollava, single, multi = "YoLLaVA", "This-is-My-Img/Single-concept", "This-is-My-Img/Multi-concept"
+    visual = _visual_questions(rng, truth, "YoLLaVA/test/", "./yollava-data/test/", str, open_share=0)
+    concepts = {thing["concept"]: thing for path in truth if "YoLLaVA/train/" in path for thing in truth[path]}
+    text = _text_questions(rng, concepts)
+    single_root, multi_root = "This-is-My-Img/Single-concept", "This-is-My-Img/Multi-concept"
+    single = _visual_questions(
+        rng, truth, f"{single_root}/test/Positive/", "./test/Positive/", short_name, open_share=1 / 3
+    )
+    multi = _pair_questions(rng, truth, f"{multi_root}/test/", "./test/")
+    for name, content in {
+        "YoLLaVA/yollava-visual-qa.json": visual,
+        "YoLLaVA/yollava-text-qa.json": text,
+        "YoLLaVA/descriptions.json": {key: describe(key, thing) for key, thing in concepts.items()},
+        f"{single_root}/VQA/single-concept-vqa.json": single,
+        f"{multi_root}/VQA/multi-concept-vqa.json": multi,
+    }.items():
+        file = out / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return {
-        f"{yollava}/yollava-visual-qa.json": _yollava(Asker(rng), _test_photos(manifest, f"{yollava}/test/")),
-        f"{yollava}/yollava-text-qa.json": _text_only(Asker(rng), manifest["concepts"][yollava]),
-        f"{yollava}/yollava-descriptions.json": {
-            folder: describe(concept) for folder, concept in manifest["concepts"][yollava].items()
-        },
-        f"{single}/VQA/single-concept-vqa.json": _single(
-            Asker(rng), _test_photos(manifest, f"{single}/test/Positive/")
-        ),
-        f"{multi}/VQA/multi-concept-vqa.json": _multi(Asker(rng), _test_photos(manifest, f"{multi}/test/")),
+        "yollava": sum(map(len, (*visual.values(), *text.values()))),
+        "this-is-my single-concept": sum(map(len, single.values())),
+        "this-is-my multi-concept": sum(map(len, multi.values())),
     }
 
 
-def describe(concept: dict[str, Any]) -> str:
-    """A concept in one sentence."""
-    pattern = "" if concept["pattern"] == "plain" else f" {concept['pattern']}"
-    return f"It is a {concept['colour']}{pattern} {concept['category']} with parts in {concept['accent']}."
+def short_name(key: str) -> str:
+    """A folder's name without its last ``-category``."""
+    return key.rpartition("-")[0]
 
 
-def _test_photos(manifest: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, Things]]:
-    """(folder, file name, things) of every photo below a path."""
-    for path, photo in manifest["photos"].items():
-        if path.startswith(prefix):
-            folder, name = path.removeprefix(prefix).split("/")
-            yield folder, name, photo["objects"]
+def describe(name: str, thing: dict) -> str:
+    """A concept in words, as context of text-only questions."""
+    article = "an" if thing["category"][0] in "aeiou" else "a"
+    return (
+        f"{name} is {article} {thing['category']}. Its colour is {thing['colour']}, "
+        f"its pattern is {thing['pattern']} and its smaller parts are {thing['accent']}."
+    )
 
 
-def _index(things: Things, folder: str) -> int:
-    return next(i for i, thing in enumerate(things) if thing["concept"] == folder)
+def right_answer(kind: str, own: dict, things: Sequence[dict]) -> str | None:
+    """The answer about one of the things a photo shows; None where the photo leaves room for doubt or for no mistake.
+
+    Args:
+        kind: key of ``QUESTION_TEMPLATES``.
+        own: the thing asked about.
+        things: everything in the photo, ``own`` included.
+    """
+    if kind == "side":
+        offset = _centre(own) - 0.5
+        return None if abs(offset) < LEAST_OFF_CENTRE else "left" if offset < 0 else "right"
+    if kind == "count":
+        count = sum(thing["category"] == own["category"] for thing in things)
+        return QUESTION_TEMPLATES["count"][1][count - 1] if len(things) > 1 else None
+    return own[kind]
 
 
-def _yollava(asker: Asker, photos: Iterator[tuple[str, str, Things]]) -> dict[str, Any]:
-    """Two options each; paths begin with the folder's name where the file was first written."""
-    content: dict[str, Any] = {}
-    for folder, name, things in photos:
-        kind, right, wrong = asker.pick(things, _index(things, folder))
-        item = asker.with_options(WORDING[kind].format("<sks>"), right, wrong)
-        content.setdefault(folder, {})[f"./yollava-data/test/{folder}/{name}"] = item
-    return content
+def wrong_answer(rng: np.random.Generator, kind: str, own: dict, things: Sequence[dict]) -> str:
+    """An answer that is false of the thing, but true of another one in the photo where that is possible."""
+    answers = QUESTION_TEMPLATES[kind][1]
+    right = right_answer(kind, own, things)
+    false = [answer for answer in answers if answer != right and (kind != "colour" or answer != own["accent"])]
+    if kind == "count":
+        near = [answer for answer in false if abs(answers.index(answer) - answers.index(str(right))) == 1]
+    else:
+        near = [answer for answer in false if any(thing.get(kind) == answer for thing in things)]
+    return str(rng.choice(near or false))
 
 
-def _text_only(asker: Asker, concepts: dict[str, Any]) -> dict[str, Any]:
-    """No photo, the placeholder without brackets, and ``option`` for ``options``."""
-    content: dict[str, Any] = {}
-    for folder, concept in concepts.items():
-        for number, (kind, wording) in enumerate(TEXT_WORDING.items()):
-            _, right, wrong = asker.pick([concept], 0, [kind])
-            item = asker.with_options(wording.format("sks"), right, wrong, "option")
-            content.setdefault(folder, {})[str(number)] = item
-    return content
+def _centre(thing: dict) -> float:
+    return (thing["box_xyxyn"][0] + thing["box_xyxyn"][2]) / 2
 
 
-def _single(asker: Asker, photos: Iterator[tuple[str, str, Things]]) -> dict[str, Any]:
-    """Two options, and one question in four open."""
-    content: dict[str, Any] = {}
-    for number, (folder, name, things) in enumerate(photos):
-        kind, right, wrong = asker.pick(things, _index(things, folder))
-        question = WORDING[kind].format("<sks>")
-        is_open = number % 4 == 3
-        item = {"question": question, "answer": right} if is_open else asker.with_options(question, right, wrong)
-        content.setdefault(short(folder), {})[f"./test/Positive/{folder}/{name}"] = item
-    return content
+# --- the files ----------------------------------------------------------------------------------------------------
 
 
-def _multi(asker: Asker, photos: Iterator[tuple[str, str, Things]]) -> dict[str, Any]:
-    """Open questions that spell the names out, and one in four with options; keys are ``A_B``."""
-    content: dict[str, Any] = {}
-    for number, (folder, name, things) in enumerate(photos):
-        pair = [_named(things, part) for part in folder.split("_and_")]
-        which = pair[number % 2]
-        if number % 4 == 3:
-            item = _compare(things, pair)
+class _Letters:
+    """Deals the letters of right answers, as many A as B."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.left = rng, ""
+
+    def deal(self) -> str:
+        self.left = self.left or str(self.rng.choice(["AB", "BA"]))
+        letter, self.left = self.left[0], self.left[1:]
+        return letter
+
+    def options(self, right: str, wrong: str) -> tuple[dict[str, str], str]:
+        letter = self.deal()
+        first, second = (right, wrong) if letter == "A" else (wrong, right)
+        return {"A": first, "B": second}, letter
+
+
+def _wording(rng: np.random.Generator, kind: str, name: str) -> str:
+    return str(rng.choice(QUESTION_TEMPLATES[kind][0])).format(name=name)
+
+
+def _visual_questions(
+    rng: np.random.Generator, truth: Truth, folder: str, written: str, subject: Callable[[str], str], open_share: float
+) -> dict[str, dict[str, dict]]:
+    """One question a photo, with two options or, for a share of them, open; all kinds about equally often."""
+    questions: dict[str, dict[str, dict]] = {}
+    used: Counter[str] = Counter()
+    letters = _Letters(rng)
+    for i, path in enumerate(path for path in truth if path.startswith(folder)):
+        things = truth[path]
+        own = next(thing for thing in things if thing["concept"])
+        is_open = int((i + 1) * open_share) > int(i * open_share)
+        kind = _least_used(used, QUESTION_TEMPLATES, own, things, is_open)
+        right = str(right_answer(kind, own, things))
+        entry: dict = {"question": _wording(rng, kind, "<sks>")}
+        if is_open:
+            entry["answer"] = right
         else:
-            kind, right, wrong = asker.pick(things, which)
-            question = WORDING[kind].format(short(things[which]["concept"]))
-            is_open = number % 4 != 1
-            item = {"question": question, "answer": right} if is_open else asker.with_options(question, right, wrong)
-        content.setdefault(folder.replace("_and_", "_"), {})[f"./test/{folder}/{name}"] = item
-    return content
+            entry["options"], entry["correct_answer"] = letters.options(right, wrong_answer(rng, kind, own, things))
+        questions.setdefault(subject(own["concept"]), {})[path.replace(folder, written)] = entry
+    return questions
 
 
-def _named(things: Things, name: str) -> int:
-    return next(i for i, thing in enumerate(things) if thing["concept"] and short(thing["concept"]) == name)
+def _least_used(used: Counter[str], kinds: Iterable[str], own: dict, things: Sequence[dict], is_open: bool) -> str:
+    """The kind asked least so far of those the photo answers; never an open question for a colour of two."""
+    kinds = [
+        kind
+        for kind in kinds
+        if right_answer(kind, own, things)
+        and not (is_open and kind == "colour" and own["pattern"] not in ("plain", "dotted"))
+    ]
+    kind = min(kinds, key=lambda kind: used[kind])
+    used[kind] += 1
+    return kind
 
 
-def _compare(things: Things, pair: Sequence[int]) -> dict[str, Any]:
-    """Ask which of two things is further to the left."""
-    first, second = (short(things[i]["concept"]) for i in pair)
-    middles = [things[i]["box_xyxyn"][0] + things[i]["box_xyxyn"][2] for i in pair]
-    question = f"Which is further to the left, {first} or {second}?"
-    return {"question": question, "answer": first if middles[0] < middles[1] else second}
+def _text_questions(rng: np.random.Generator, concepts: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """One question of each kind that a description answers, for each concept."""
+    questions: dict[str, dict[str, dict]] = {}
+    letters = _Letters(rng)
+    for key, own in concepts.items():
+        for number, kind in enumerate(TEXT_KINDS):
+            option, letter = letters.options(own[kind], wrong_answer(rng, kind, own, [own]))
+            entry = {"question": _wording(rng, kind, "sks"), "option": option, "correct_answer": letter}
+            questions.setdefault(key, {})[str(number)] = entry
+    return questions
+
+
+def _pair_questions(rng: np.random.Generator, truth: Truth, folder: str, written: str) -> dict[str, dict[str, dict]]:
+    """One question a photo: every third with two options, about which concept is where; the others open, about one."""
+    questions: dict[str, dict[str, dict]] = {}
+    used: Counter[str] = Counter()
+    letters = _Letters(rng)
+    for i, path in enumerate(path for path in truth if path.startswith(folder)):
+        things = truth[path]
+        names = path.removeprefix(folder).split("/")[0].split("_and_")
+        pair = [next(t for t in things if t["concept"] and short_name(t["concept"]) == name) for name in names]
+        if i % 3 == 0 and abs(_centre(pair[0]) - _centre(pair[1])) >= LEAST_OFF_CENTRE:
+            left = int(_centre(pair[1]) < _centre(pair[0]))
+            options, letter = letters.options(names[left], names[1 - left])
+            text = ORDER_TEMPLATE.format(name=names[0], other=names[1])
+            entry: dict = {"question": text, "options": options, "correct_answer": letter}
+        else:
+            asked = int(rng.integers(2))
+            kind = _least_used(used, ("side", "pattern", "colour", "count"), pair[asked], things, is_open=True)
+            answer = right_answer(kind, pair[asked], things)
+            entry = {"question": _wording(rng, kind, names[asked]), "answer": answer}
+        questions.setdefault("_".join(names), {})[path.replace(folder, written)] = entry
+    return questions
