@@ -1,0 +1,153 @@
+"""Shared by the recognition tests: tiny untrained models, miniature data sets in the published layouts, script runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+Shared = Callable[[str, Callable[[Path], None]], Path]
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+def script_environment(**extra: str) -> dict[str, str]:
+    """The environment of a script: one thread, no network asked for, this checkout's package."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **extra}
+
+
+def run_script(
+    name: str, *args: object, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository as a user would, catching what it prints."""
+    command = [sys.executable, str(ROOT / name), *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=script_environment(**(env or {}))
+    )
+
+
+def assert_ran(result: subprocess.CompletedProcess[str], code: int = 0) -> None:
+    """The exit code is as expected; what was printed is shown where it is not."""
+    assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2 and one ``error:`` sentence that holds the words, no traceback."""
+    assert_ran(result, 2)
+    errors = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1, result.stderr
+    for word in words:
+        assert word in errors[0], f"{word!r} not in {errors[0]!r}"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Make a folder once per test session, however many workers ask for it: ``shared(name, build)``."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, build: Callable[[Path], None]) -> Path:
+        folder = base / "shared" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        done = folder.with_name(f"{name}.done")
+        with folder.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                build(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def models(shared: Shared) -> Path:
+    """A folder as ``--models`` takes it: grounding/, masks/, features/ of the real architectures, untrained."""
+
+    def build(folder: Path) -> None:
+        from pekit.sample.models.features import build_features
+        from pekit.sample.models.grounding import build_grounding
+        from pekit.sample.models.masks import build_masks
+
+        build_grounding(folder / "grounding", seed=1)
+        build_masks(folder / "masks", seed=2)
+        build_features(folder / "features", seed=3)
+
+    return shared("models", build)
+
+
+# --- photos and data sets ------------------------------------------------------------------------------------------
+
+
+def picture(seed: int, size: tuple[int, int] = (80, 60), mode: str = "RGB") -> Image.Image:
+    """Coloured blocks, different for each seed. Size is width, height in px."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def write_photos(folder: Path, names: Sequence[str], seed: int = 0, size: tuple[int, int] = (80, 60)) -> None:
+    """Write different photos of these names into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        path = folder / name
+        form = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+        picture(seed * 1000 + i, size).save(path, form)
+
+
+def write_yollava(root: Path, concepts: Sequence[str], train: int = 3, test: int = 2) -> Path:
+    """``YoLLaVA/{train,test}/<concept>/<n>.png``; returns the data folder."""
+    for c, concept in enumerate(concepts):
+        write_photos(root / "YoLLaVA/train" / concept, [f"{n}.png" for n in range(train)], seed=10 + c)
+        write_photos(root / "YoLLaVA/test" / concept, [f"{n}.png" for n in range(test)], seed=110 + c)
+    return root
+
+
+def write_myvlm(root: Path, concepts: Sequence[str], photos: int = 4) -> Path:
+    """``myvlm/data/<concept>/<concept>_<n>.jpg``; returns the data folder."""
+    for c, concept in enumerate(concepts):
+        names = [f"{concept}_{n}.jpg" for n in range(photos)]
+        write_photos(root / "myvlm/data" / concept, names, seed=20 + c)
+    return root
+
+
+SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
+
+
+def write_this_is_my(root: Path, concepts: Sequence[str], train: int = 2, test: int = 2) -> Path:
+    """``This-is-My-Img/Single-concept`` with all four test splits; returns the data folder."""
+    single = root / "This-is-My-Img/Single-concept"
+    for c, concept in enumerate(concepts):
+        write_photos(single / "train" / concept, [f"v{n}.png" for n in range(train)], seed=30 + c)
+        for s, split in enumerate(SPLITS):
+            names = [f"q{n}.png" for n in range(test)]
+            write_photos(single / "test" / split / concept, names, seed=200 + 10 * s + c)
+    return root
+
+
+def write_multi(root: Path, concepts: Sequence[str], pairs: Sequence[str], train: int = 2, test: int = 2) -> Path:
+    """``This-is-My-Img/Multi-concept`` with folders ``A_and_B``; returns the data folder."""
+    multi = root / "This-is-My-Img/Multi-concept"
+    for c, concept in enumerate(concepts):
+        write_photos(multi / "train" / concept, [f"v{n}.png" for n in range(train)], seed=40 + c)
+    for p, pair in enumerate(pairs):
+        write_photos(multi / "test" / pair, [f"{n}.png" for n in range(test)], seed=300 + p)
+    return root

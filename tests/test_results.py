@@ -1,0 +1,84 @@
+"""Result names and files: the published .npy names, run folders that never collide, JSON that any reader takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pekit import results
+
+
+@pytest.mark.parametrize(
+    ("setting", "metric", "threshold", "variation", "expected"),
+    [
+        (("yollava", False, None), "precision", 0.75, "normal", "yollava-single-precisions-0.75-normal.npy"),
+        (("myvlm", False, None), "neg_recall", 0.5, "augment", "myvlm-single-neg_recalls-0.5-augment.npy"),
+        (("this-is-my", True, None), "recall", 0.6, "normal", "this-is-my-multi-recalls-0.6-normal.npy"),
+        (
+            ("this-is-my", False, "Positive"),
+            "neg_precision",
+            0.75,
+            "normal",
+            "this-is-my-single-positive-neg_precisions-0.75-normal.npy",
+        ),
+        (
+            ("this-is-my", False, "Negative (Hard)"),
+            "recall",
+            0.75,
+            "augment",
+            "this-is-my-single-negative_hard-recalls-0.75-augment.npy",
+        ),
+        (
+            ("this-is-my", False, "Negative (Other)"),
+            "precision",
+            0.75,
+            "normal",
+            "this-is-my-single-negative_other-precisions-0.75-normal.npy",
+        ),
+    ],
+)
+def test_published_names(setting: tuple, metric: str, threshold: float, variation: str, expected: str) -> None:
+    assert (
+        results.npy_file(Path("r"), results.setting_name(*setting), metric, threshold, variation)
+        == Path("r") / expected
+    )
+
+
+def test_arrays_keep_their_values_and_nan(tmp_path: Path) -> None:
+    values = np.array([0.25, np.nan, 1.0])
+    results.save_npy(tmp_path / "a" / "x.npy", values)
+    stored = np.load(tmp_path / "a" / "x.npy", allow_pickle=False)
+    np.testing.assert_array_equal(stored, values)
+    assert stored.dtype == np.float64
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.npy"]  # no partial file stays
+
+
+def test_run_folders_never_collide(tmp_path: Path) -> None:
+    folders = [results.new_run_folder(tmp_path / "runs", "-x") for _ in range(20)]
+    assert len(set(folders)) == 20
+    assert all(folder.is_dir() and folder.name.endswith("-x") for folder in folders)
+
+
+def test_json_is_strict_and_plain(tmp_path: Path) -> None:
+    value = {"a": np.float32(0.5), "b": np.array([[1, 2]]), "c": np.nan, "d": (np.int64(3), np.bool_(True)), "e": "é"}
+    results.write_json(tmp_path / "x.json", value)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    stored = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert stored == {"a": 0.5, "b": [[1, 2]], "c": None, "d": [3, True], "e": "é"}
+    assert list(stored) == list("abcde")
+
+
+def test_a_torn_last_line_is_left_out_but_damage_inside_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    results.write_jsonl(file, [{"n": 1}, {"n": 2}])
+    file.write_text(file.read_text() + '{"n": 3, "unfin')
+    assert list(results.read_jsonl(file)) == [{"n": 1}, {"n": 2}]
+    file.write_text('{"n": 1\n{"n": 2}\n')
+    with pytest.raises(ValueError):
+        list(results.read_jsonl(file))
