@@ -20,13 +20,15 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
+from pekit.detecting import _check_views as check_views
+from pekit.gallery import load_gallery
 from pekit.grading import Judge, grade
-from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.hub import identify
+from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, LeftOut, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
 from pekit.retrieval import locate
-from pekit.views import load_gallery
 from pekit.vqa_results import ANSWERS, summary_text, write_results
 from pekit.vqa_runs import VqaSettings, describe_lvlm, open_run, run_config, stored_answers
 
@@ -78,7 +80,10 @@ def run_vqa(
     """
     items = questions.items[: settings.limit]
     gallery = find_gallery(items, concepts, settings)
+    if gallery:
+        check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading)
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
+    lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
     try:
         kept = [answer for answer in stored_answers(folder) if answer.reply is not None]
@@ -89,7 +94,7 @@ def run_vqa(
         if todo:
             located = locate_concepts(todo, gallery, settings, models, loading) if gallery else {}
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
-            asked = ask(queries, kept, folder, config, settings, lvlm_settings, loading)
+            asked = ask(queries, lvlm, kept, folder, config, settings, loading)
         return finish(folder, [*kept, *asked], questions.left_out, settings.grader, judge, lvlm_settings.concurrency)
     except KeyboardInterrupt:
         log.warning("stopped: what is finished is kept; go on with --resume %s", folder)
@@ -243,14 +248,21 @@ def choose_regions(
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
-def ask(queries: Sequence[Query], kept: Sequence[Answer], folder: Path, config: dict, settings: VqaSettings,
-        lvlm_settings: LvlmSettings, loading: LoadingSettings) -> list[Answer]:  # fmt: skip
+def ask(
+    queries: Sequence[Query],
+    lvlm: Lvlm,
+    kept: Sequence[Answer],
+    folder: Path,
+    config: dict,
+    settings: VqaSettings,
+    loading: LoadingSettings,
+) -> list[Answer]:  # fmt: skip
     """Put the queries to the LVLM; each reply goes to ``answers.jsonl`` as it comes.
 
     Returns:
         An answer to each query; without a reply where the photo cannot be read or the LVLM gave none.
     """
-    lvlm = open_lvlm(lvlm_settings)
+    lvlm.load()
     describe_lvlm(folder, config, lvlm.describe())
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in kept))
     answers: list[Answer] = []

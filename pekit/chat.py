@@ -17,7 +17,7 @@ LONGEST_WAIT = 60.0
 SHOWN_LETTERS = 200
 
 
-class ChatFailed(Exception):
+class ChatError(Exception):
     """The server gave no usable answer, after all attempts; says why."""
 
 
@@ -98,7 +98,7 @@ class Chat:
             What ``accept`` read, and the reply.
 
         Raises:
-            ChatFailed: errors that may pass, refusals and unacceptable replies, at every attempt.
+            ChatError: errors that may pass, refusals and unacceptable replies, at every attempt.
             UserError: key, model or address are wrong, so that no request can succeed.
         """
         import openai
@@ -126,7 +126,7 @@ class Chat:
             if accepted is not None:
                 return accepted, reply
             reason = f"the reply was '{self._clean(reply)}'"
-        raise ChatFailed(reason or "stopped")
+        raise ChatError(reason or "stopped")
 
     def _shown(self, error: Exception) -> str:
         return f"{type(error).__name__}: {self._clean(str(error))}"

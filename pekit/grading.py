@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pekit.answers import Answer, Verdict
-from pekit.chat import Chat, ChatFailed, Endpoint, Patience
+from pekit.chat import Chat, ChatError, Endpoint, Patience
 from pekit.records import UserError
 from pekit.results import write_json
 
@@ -187,7 +187,7 @@ class Judge:
         messages = [{"role": "system", "content": JUDGE_INSTRUCTION}, {"role": "user", "content": text}]
         try:
             correct, said = self._chat.ask(messages, read_verdict, **self._settings.parameters)
-        except ChatFailed as error:
+        except ChatError as error:
             return Verdict(None, "gpt", reason=str(error))
         write_json(file, {"correct": correct, "said": said})
         return Verdict(correct, "gpt", reason=said)

@@ -10,14 +10,14 @@ import re
 import time
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from pekit.chat import Chat, ChatFailed, Endpoint, Patience
+from pekit.chat import Chat, ChatError, Endpoint, Patience
 from pekit.records import UserError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class LvlmSettings:
     dtype: str = "auto"
     trust_remote_code: bool = False
     concurrency: int = 8
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def served(self) -> bool:
@@ -80,7 +80,10 @@ class Reply:
 
 
 class Lvlm:
-    """An LVLM that is ready to answer."""
+    """An LVLM that was found; ``load`` makes it ready to answer."""
+
+    def load(self) -> None:
+        """Read the weights, where there are any to read."""
 
     def describe(self) -> dict:
         """What ``config.json`` says of it."""
@@ -92,10 +95,10 @@ class Lvlm:
 
 
 def open_lvlm(settings: LvlmSettings) -> Lvlm:
-    """Load, or connect to, an LVLM.
+    """Find an LVLM; its weights are not read yet.
 
     Raises:
-        UserError: it cannot be loaded, or a served model is named without what reaching it needs.
+        UserError: it is not there, or a served model is named without what reaching it needs.
     """
     return ServedLvlm(settings) if settings.served else LocalLvlm(settings)
 
@@ -142,11 +145,11 @@ class LocalLvlm(Lvlm):
     """Any image-text-to-text model of transformers, through its own processor and chat template; greedy.
 
     Raises:
-        UserError: the checkpoint or device is not there, or the model takes no images or has no chat template.
+        UserError: the checkpoint is not there or has no chat template.
     """
 
     def __init__(self, settings: LvlmSettings) -> None:
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoProcessor
 
         from pekit.hub import Checkpoint
 
@@ -156,35 +159,45 @@ class LocalLvlm(Lvlm):
         if not settings.trust_remote_code and native_port(name) != name:
             log.info("%s is read from its native port %s", name, native_port(name))
             name = native_port(name)
-        trust = {"trust_remote_code": settings.trust_remote_code}
+        self._trust = {"trust_remote_code": settings.trust_remote_code}
         checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, None)
-        config = checkpoint.part(AutoConfig, **trust)
-        revision = getattr(config, "_commit_hash", None) or revision or ""
-        checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, config)
-        self._processor = checkpoint.part(AutoProcessor, **trust)
+        config = checkpoint.part(AutoConfig, **self._trust)
+        revision = getattr(config, "_commit_hash", None) or revision
+        self._checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, config)
+        self._processor = self._checkpoint.part(AutoProcessor, **self._trust)
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"--vlm_model {settings.source} has no chat template: give an instruction-tuned model")
-        self._slow_images(checkpoint, trust)
+        self._slow_images()
         self._processor.tokenizer.padding_side = "left"
         if self._processor.tokenizer.pad_token is None:
             self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
-        where = placement(settings)
-        self._model = checkpoint.part(AutoModelForImageTextToText, **where, **trust).eval().requires_grad_(False)
-        self._source, self._dtype = checkpoint.described(), where["dtype"]
         self._style = settings.prompt_style or ("released" if "internvl" in config.model_type else "plain")
         self._line_break = "" if self._template_breaks_line() else "\n"
-        self._batch_size, self._max_new_tokens = settings.batch_size or 8, settings.max_new_tokens
+        self._batch_size, self._settings = settings.batch_size or 8, settings
+        self._model: Any = None
 
-    def _slow_images(self, checkpoint: Any, trust: dict) -> None:
+    def load(self) -> None:
+        """Read the weights.
+
+        Raises:
+            UserError: they are not there, the model takes no images, or a device is not on this machine.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        where = placement(self._settings)
+        model = self._checkpoint.part(AutoModelForImageTextToText, **where, **self._trust)
+        self._model = model.eval().requires_grad_(False)
+
+    def _slow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""
         from transformers import AutoImageProcessor
 
         if not hasattr(self._processor, "image_processor"):
             return
         try:
-            self._processor.image_processor = checkpoint.part(AutoImageProcessor, backend="pil", **trust)
+            self._processor.image_processor = self._checkpoint.part(AutoImageProcessor, backend="pil", **self._trust)
         except (ImportError, UserError):
-            log.warning("%s has no Pillow image processor: using its own", checkpoint.source)
+            log.warning("%s has no Pillow image processor: using its own", self._checkpoint.source)
 
     def _template_breaks_line(self) -> bool:
         content = [{"type": "image"}, {"type": "text", "text": "@"}]
@@ -192,7 +205,8 @@ class LocalLvlm(Lvlm):
         return "\n@" in text
 
     def describe(self) -> dict:
-        return {**self._source.as_json(), "dtype": str(self._dtype), "prompt_style": self._style}
+        source = self._checkpoint.described().as_json()
+        return {**source, "dtype": str(self._model.dtype).removeprefix("torch."), "prompt_style": self._style}
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
         import torch
@@ -239,11 +253,11 @@ class LocalLvlm(Lvlm):
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "images_kwargs": one_tile},
-        ).to(self._model.device, self._dtype)
+        ).to(self._model.device, self._model.dtype)
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
-                max_new_tokens=self._max_new_tokens,
+                max_new_tokens=self._settings.max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 temperature=None,
@@ -336,7 +350,7 @@ class ServedLvlm(Lvlm):
                 temperature=0,
                 max_tokens=self._max_new_tokens,
             )
-        except ChatFailed as error:
+        except ChatError as error:
             return request, Reply(None, str(error), time.perf_counter() - started)
         return request, Reply(text, "", time.perf_counter() - started)
 

@@ -226,6 +226,12 @@ def read_descriptions(file: Path) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text}
 
 
+def find_descriptions(file: Path) -> Path | None:
+    """The one file beside a question file whose name speaks of descriptions."""
+    found = sorted(file.parent.glob("*descriptions*.json"))
+    return found[0] if len(found) == 1 else None
+
+
 def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))

@@ -29,7 +29,7 @@ def wilson_interval(correct: int, total: int) -> list[float | None]:
     share, spread = correct / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return [100 * max(0.0, centre - half), 100 * min(1.0, centre + half)]
+    return [round(100 * (centre - half), 6), round(100 * (centre + half), 6)]  # rounded: 0, not 3e-15
 
 
 def _accuracy(verdicts: Iterable[bool | None]) -> dict:

@@ -21,7 +21,7 @@ from pekit.vqa_results import ANSWERS, CONFIG, model_folder
 FREE = {
     "settings": {"views_folder", "save_folder", "grader", "overlays", "show", "resume"},
     "model_settings": {"device", "compile", "offline"},
-    "lvlm": {"base_url", "batch_size", "device", "device_ids", "concurrency", "patience"},
+    "lvlm_settings": {"base_url", "batch_size", "device", "device_ids", "concurrency", "patience"},
 }
 
 
@@ -66,7 +66,7 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
             "settings": asdict(settings),
             "model_settings": asdict(models),
             "loading": asdict(loading),
-            "lvlm": asdict(lvlm),
+            "lvlm_settings": asdict(lvlm),
             "questions": {"file": questions.path, "digest": questions.digest, "count": len(questions.items)},
             "left_out": [asdict(entry) for entry in questions.left_out],
             "views": views,
@@ -125,10 +125,10 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
         UserError: replies of another one are there already.
     """
     stored = read_config(folder)
-    known = stored["lvlm"].get("fingerprint")
-    if known and known != description.get("fingerprint"):
-        raise UserError(f"{folder} holds replies of another LVLM ({known}): leave --resume out to start anew")
-    results.write_json(folder / CONFIG, {**config, "argv": stored["argv"], "lvlm": {**config["lvlm"], **description}})
+    known = stored.get("lvlm", description)
+    if known.get("fingerprint") != description.get("fingerprint"):
+        raise UserError(f"{folder} holds replies of another LVLM ({known['fingerprint']}): leave --resume out")
+    results.write_json(folder / CONFIG, {**config, "argv": stored["argv"], "lvlm": description})
 
 
 def stored_answers(folder: Path) -> list[Answer]:

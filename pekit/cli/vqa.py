@@ -55,7 +55,8 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--descriptions", type=Path,
-        help="For tqa: descriptions of the concepts, {name: text} or a database of RAP, where the questions have none.",
+        help="For tqa: descriptions of the concepts, {name: text} or RAP's database (without it: a file named "
+        "*descriptions*.json beside the questions).",
     )  # fmt: skip
     group.add_argument(
         "--detect_thresh", type=float, metavar="T",
@@ -169,6 +170,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         args.data_folder, args.dataset, args.multi_concept, task.text_only
     )
     folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
+    described = args.descriptions or (questions.find_descriptions(file) if task.text_only else None)
     found = questions.read_questions(
         file,
         concepts,
@@ -176,7 +178,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         args.dataset,
         task.text_only,
         unknown=task.text_only or not task.personalised,
-        descriptions=questions.read_descriptions(args.descriptions) if args.descriptions else None,
+        descriptions=questions.read_descriptions(described) if described else None,
     )
     _report(found, args)
     open_questions = any(not item.question.options for item in found.items[: args.limit])
@@ -214,9 +216,9 @@ def _settings(args: argparse.Namespace) -> VqaSettings:
     from pekit.vqa_runs import VqaSettings
 
     names = (
-        ["dataset", "multi_concept", "task", "variation", "n_training_views", "detect_thresh", "seed", "limit"]
-        + ["with_baseline", "overlays", "show", "grader", "save_folder", "resume"]
-    )  # fmt: skip
+        *("dataset", "multi_concept", "task", "variation", "n_training_views", "detect_thresh", "seed", "limit"),
+        *("with_baseline", "overlays", "show", "grader", "save_folder", "resume"),
+    )
     return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in names})
 
 
