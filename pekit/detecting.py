@@ -19,12 +19,13 @@ from tqdm import tqdm
 from pekit import metrics, results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit
+from pekit.gallery import load_gallery
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.records import Concept, Detection, Gallery, Photo, UserError
 from pekit.retrieval import detect
-from pekit.views import load_gallery, read_manifest
+from pekit.views import read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,15 @@ from torch.nn.functional import normalize
 
 from pekit.records import Detection, Gallery
 
+RESIDENT_BYTES = 1 << 28  # a gallery whose fp32 unit descriptors take less is kept ready
+CHUNK_VIEWS = 8192
+
 
 class Matcher:
-    """A gallery made ready for matching: unit descriptors on the device.
+    """A gallery made ready for matching.
+
+    A small one lies on the device as unit descriptors; a large one is normalised and multiplied in chunks, so that
+    memory stays bounded whatever its size.
 
     Args:
         gallery: C concepts with V views each.
@@ -20,11 +26,20 @@ class Matcher:
     """
 
     def __init__(self, gallery: Gallery, device: torch.device) -> None:
-        self.concepts, self._views = gallery.valid.shape
-        flat = torch.from_numpy(gallery.descriptors).to(device).flatten(0, 1)
-        self._unit = normalize(flat, dim=1).T  # (D, C·V)
-        self._padding = torch.from_numpy(~gallery.valid).to(device)
-        self._padded = not gallery.valid.all()
+        self._concepts, views, width = gallery.descriptors.shape
+        self._device = device
+        self._stored = torch.from_numpy(gallery.descriptors)
+        self._padding = None if gallery.valid.all() else torch.from_numpy(~gallery.valid).to(device)
+        self._step = max(1, CHUNK_VIEWS // views)
+        self._unit = None
+        if 4 * self._concepts * views * width <= RESIDENT_BYTES:
+            self._step, self._unit = self._concepts, self._normalised(0, self._concepts)
+        elif device.type == "cuda":
+            self._stored = self._stored.to(device)
+
+    def _normalised(self, first: int, last: int) -> torch.Tensor:
+        """Unit descriptors of concepts first..last-1: f32 ((last - first)·V, D)."""
+        return normalize(self._stored[first:last].to(self._device, torch.float32).flatten(0, 1), dim=1)
 
     def best_similarities(self, descriptors: torch.Tensor) -> np.ndarray:
         """Best cosine similarity of each proposal with any view of each concept.
@@ -35,10 +50,16 @@ class Matcher:
         Returns:
             f32 (M, C); -inf for a concept without a valid view.
         """
-        similarities = (normalize(descriptors, dim=1) @ self._unit).unflatten(1, (self.concepts, self._views))
-        if self._padded:
-            similarities = similarities.masked_fill(self._padding, -torch.inf)
-        return similarities.amax(2).cpu().numpy()
+        unit = normalize(descriptors, dim=1)
+        best = unit.new_empty((len(unit), self._concepts))
+        for first in range(0, self._concepts, self._step):
+            last = min(first + self._step, self._concepts)
+            views = self._normalised(first, last) if self._unit is None else self._unit
+            similarities = (unit @ views.T).unflatten(1, (last - first, -1))
+            if self._padding is not None:
+                similarities.masked_fill_(self._padding[first:last], -torch.inf)
+            torch.amax(similarities, 2, out=best[:, first:last])
+        return best.cpu().numpy()
 
 
 def detect(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pekit.datasets import natural_key
 from pekit.files import write_atomically
-from pekit.records import Concept, Gallery, UserError, View
+from pekit.records import UserError, View
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +33,14 @@ def views_folder(features_folder: Path, dataset: str, multi_concept: bool, groun
     return folder / "gsam" if grounding_sam else folder
 
 
+def view_name(concept: str, stem: str, augmentation: int) -> str:
+    """Path of one view relative to ``views_folder``."""
+    return f"{concept}/{stem}_{augmentation}.pt"
+
+
 def view_file(folder: Path, concept: str, stem: str, augmentation: int) -> Path:
-    """Path of one view inside ``views_folder``."""
-    return folder / concept / f"{stem}_{augmentation}.pt"
+    """Path of one view."""
+    return folder / view_name(concept, stem, augmentation)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -157,84 +159,3 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}): delete the folder and run extraction.py again") from error
-
-
-# --- gallery ------------------------------------------------------------------------------------------------------
-
-
-def choose_files(folder: Path, concept: str, variation: str, n_views: int, seed: int) -> list[Path]:
-    """The view files in use for a concept: of ``n_views`` photos, drawn by seed where more are stored.
-
-    ``normal`` takes the untouched photos, ``augment`` every augmentation of the photos drawn. A photo stored by the
-    released code's ``normal`` run has the single view 1 and no view 0; that view is the untouched photo.
-
-    Raises:
-        UserError: the concept has no view.
-    """
-    stored: dict[str, dict[int, Path]] = {}
-    own = folder / concept
-    for path in sorted(own.glob("*.pt"), key=lambda path: natural_key(path.name)) if own.is_dir() else ():
-        stem, augmentation = split_name(path)
-        stored.setdefault(stem, {})[augmentation] = path
-    if variation == "normal":
-        stored = {stem: {0: f.get(0, f[min(f)])} for stem, f in stored.items() if 0 in f or set(f) == {1}}
-    if not stored:
-        raise UserError(
-            f"no views of '{concept}' in {own}: run extraction.py first, with the same --dataset, --features_folder, "
-            "--grounding_sam and --variation"
-        )
-    stems = list(stored)
-    if len(stems) > n_views:
-        draw = np.random.default_rng([seed, zlib.crc32(concept.encode())])
-        stems = [stems[i] for i in sorted(draw.choice(len(stems), n_views, replace=False))]
-    elif len(stems) < n_views:
-        log.warning("%s has views of %d photos, fewer than the %d asked for", concept, len(stems), n_views)
-    return [stored[stem][augmentation] for stem in stems for augmentation in sorted(stored[stem])]
-
-
-def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_views: int, seed: int) -> Gallery:
-    """Read the views in use of all concepts.
-
-    Args:
-        folder: from ``views_folder``.
-        concepts: C concepts, in reporting order.
-        variation: "normal" or "augment".
-        n_views: photos per concept.
-        seed: of the draw where more are stored.
-
-    Returns:
-        The gallery; views without patches are there but not valid.
-
-    Raises:
-        UserError: a concept has no views, a file cannot be read, or widths differ.
-    """
-    files = [choose_files(folder, concept.key, variation, n_views, seed) for concept in concepts]
-    descriptors = [[_descriptor(path) for path in own] for own in files]
-    widths = {len(d) for own in descriptors for d in own if d is not None}
-    if len(widths) > 1:
-        raise UserError(
-            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
-        )
-    shape = (len(concepts), max(map(len, files)), widths.pop() if widths else 1)
-    stacked, valid = np.zeros(shape, dtype=np.float32), np.zeros(shape[:2], dtype=bool)
-    for c, own in enumerate(descriptors):
-        for v, descriptor in enumerate(own):
-            if descriptor is None:
-                log.warning("%s has no patch under its mask: this view matches nothing", files[c][v])
-            else:
-                stacked[c, v], valid[c, v] = descriptor, True
-    return Gallery(
-        tuple(concepts),
-        stacked,
-        valid,
-        tuple(path.relative_to(folder).as_posix() for own in files for path in own),
-        {
-            concept.key: frozenset(split_name(path)[0] for path in own)
-            for concept, own in zip(concepts, files, strict=True)
-        },
-    )
-
-
-def _descriptor(path: Path) -> np.ndarray | None:
-    view = load_view(path)
-    return np.array(view.descriptor, dtype=np.float32) if len(view.patches) else None
