@@ -18,13 +18,14 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from pekit.sample.drawing import Instance, Scene, draw_scene, look_alike, random_instance
+from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
 from pekit.sample.questions import Truth, write_questions
 
 POOL = "sample"
 SIZES = ((400, 300), (300, 400), (360, 360), (480, 320), (320, 480), (420, 336), (320, 320))  # (W, H) in px
 COMPANIONS = (0.3, 0.3, 0.25, 0.15)  # how often a test photo shows 0, 1, 2 or 3 things besides the concept
-MYVLM_CATEGORIES = ("lamp", "hat", "chair", "clock")
+LEAST_SIZE = {True: 0.42, False: 0.22}  # of a concept in a reference or test photo, against the picture's shorter side
+MYVLM_CATEGORIES = ("lamp", "hat", "car", "clock")
 YOLLAVA_CATEGORIES = ("mug", "teddy bear", "guitar", "shoe")
 THIS_IS_MY_CATEGORIES = ("kite", "backpack", "umbrella", "teapot")
 PET_NAMES = ("momo", "kiki", "lulu", "toto", "bibi", "nino", "zuzu", "pepe")
@@ -234,7 +235,10 @@ def _draw_photo(plan: PhotoPlan, out: Path, seed: int) -> list[dict]:
     things = [plan.things[i] for i in rng.permutation(len(plan.things))]
     while True:
         scene = draw_scene(rng, [own for _, own in things], (width, height))
-        if not plan.reference or _fit_for_reference(scene):
+        named = [shown for (key, _), shown in zip(things, scene.objects, strict=True) if key]
+        if all(_size_in(scene, shown) >= LEAST_SIZE[plan.reference] for shown in named) and (
+            not plan.reference or _inside(scene, named[0])
+        ):
             break
     _save(Image.fromarray(scene.image), out / plan.path)
     return [
@@ -250,17 +254,22 @@ def _draw_photo(plan: PhotoPlan, out: Path, seed: int) -> list[dict]:
     ]
 
 
-def _fit_for_reference(scene: Scene) -> bool:
-    """Large, and nothing of it beyond the picture's edge."""
+def _size_in(scene: Scene, shown: SceneObject) -> float:
+    """The longer side of a thing's box as a share of the picture's shorter one."""
+    x0, y0, x1, y1 = shown.box_xyxy
+    return float(max(x1 - x0, y1 - y0) / min(scene.image.shape[:2]))
+
+
+def _inside(scene: Scene, shown: SceneObject) -> bool:
+    """Whether nothing of a thing is beyond the picture's edge."""
     height, width = scene.image.shape[:2]
-    x0, y0, x1, y1 = scene.objects[0].box_xyxy
-    inside = x0 > 0 and y0 > 0 and x1 < width and y1 < height
-    return bool(inside and max(x1 - x0, y1 - y0) >= 0.42 * min(width, height))
+    x0, y0, x1, y1 = shown.box_xyxy
+    return bool(x0 > 0 and y0 > 0 and x1 < width and y1 < height)
 
 
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":  # 256 colours look the same and take a fifth of the space
-        image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path)
+        image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, compress_level=4)
     else:
         image.save(path, format="JPEG", quality=90)
