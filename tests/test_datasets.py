@@ -1,0 +1,312 @@
+"""The benchmarks' folders: concepts, order, prompts, names, photos, splits, and the traps that lie in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture, write_multi, write_myvlm, write_photos, write_this_is_my, write_yollava
+from PIL import Image
+
+from pekit import datasets
+from pekit.records import PhotoError, UserError
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("dataset", "folder", "prompt"),
+        [
+            ("this-is-my", "Alexs hat-hat", "alexs hat hat."),
+            ("this-is-my", "Caseys boosted board-skateboard", "caseys boosted board skateboard."),
+            ("yollava", "pig-cup", "pig cup."),
+            ("yollava", "nha-tho-hcm", "nha tho hcm."),
+            ("myvlm", "Bull", "bull."),
+        ],
+    )
+    def test_grounding_prompt(self, dataset: str, folder: str, prompt: str) -> None:
+        assert datasets.concept_of_folder(dataset, folder).prompt == prompt
+
+    @pytest.mark.parametrize(
+        ("dataset", "folder", "name"),
+        [
+            ("this-is-my", "Alexs hat-hat", "Alex's hat"),
+            ("this-is-my", "Zaks dog kona-dog", "Zak's dog Kona"),
+            ("this-is-my", "Casey-man", "Casey"),
+            ("myvlm", "maeve_dog", "maeve dog"),
+        ],
+    )
+    def test_display_name(self, dataset: str, folder: str, name: str) -> None:
+        assert datasets.concept_of_folder(dataset, folder).name == name
+
+    @pytest.mark.parametrize(
+        ("short", "key"),
+        [
+            ("Casey", "Casey-man"),
+            ("Caseys boosted board", "Caseys boosted board-skateboard"),
+            ("Caseys friend marlan", "Caseys friend marlan-man"),
+            ("Zak", "Zak-man"),
+            ("Zaks dog coffee", "Zaks dog coffee-dog"),
+            ("Alex's hat", "Alexs hat-hat"),
+            ("Alexs hat-hat", "Alexs hat-hat"),
+            ("Nobody", None),
+        ],
+    )
+    def test_a_short_name_finds_its_folder(self, short: str, key: str | None) -> None:
+        names = datasets.published("this-is-my", multi_concept=True)
+        concepts = [datasets.concept_of_folder("this-is-my", name) for name in names]
+        found = datasets.resolve_name(short, concepts)
+        assert (found.key if found else None) == key
+
+    def test_published_lists_have_their_lengths(self) -> None:
+        lengths = [len(datasets.published(name)) for name in ("myvlm", "yollava", "this-is-my")]
+        assert [*lengths, len(datasets.published("this-is-my", True))] == [29, 40, 14, 21]
+
+    def test_natural_order(self) -> None:
+        names = ["10.png", "2.png", "1.png", "v10_double.png", "v9.png", "img_2b.png", "img_10a.png"]
+        expected = ["1.png", "2.png", "10.png", "img_2b.png", "img_10a.png", "v9.png", "v10_double.png"]
+        assert sorted(names, key=datasets.natural_key) == expected
+
+
+class TestConcepts:
+    def test_published_order_with_missing_and_extra_named(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # fourth, first and second of the published list, which has pig-cup-cup, thap-cham-temple, denisdang-face
+        write_yollava(tmp_path, ["denisdang", "my-own-mug", "pig-cup", "thap-cham"], train=1, test=1)
+        with caplog.at_level(logging.WARNING):
+            concepts = datasets.read_concepts(tmp_path, "yollava")
+        assert [concept.key for concept in concepts] == ["pig-cup", "thap-cham", "denisdang", "my-own-mug"]
+        warning = " ".join(record.getMessage() for record in caplog.records)
+        assert "40" in warning and "my-own-mug" in warning and "toodles-galore" in warning
+        assert "pig-cup" not in warning.split("not in the published")[0].split("missing")[1]
+
+    def test_all_published_ones_give_no_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for name in reversed(datasets.published("myvlm")):
+            write_photos(tmp_path / "myvlm/data" / name.replace(" ", "_"), ["a.jpg"])
+        with caplog.at_level(logging.WARNING):
+            concepts = datasets.read_concepts(tmp_path, "myvlm")
+        assert [concept.key.replace("_", " ") for concept in concepts] == list(datasets.published("myvlm"))
+        assert not caplog.records
+
+    def test_own_concepts_come_in_natural_order(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["toy-10", "toy-9", "ball"], train=1, test=1)
+        assert [concept.key for concept in datasets.read_concepts(tmp_path, "yollava")] == ["ball", "toy-9", "toy-10"]
+
+    def test_folders_that_are_no_concepts(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug"], train=2, test=1)
+        train = tmp_path / "YoLLaVA/train"
+        write_photos(train / "mug/negative_example", ["1.png", "2.png"])
+        write_photos(train / "negative_example", ["1.png"])
+        (train / "mug/scores.json").write_text("{}")
+        (train / "mug/.DS_Store").write_bytes(b"\0\1")
+        (train / ".DS_Store").write_bytes(b"\0\1")
+        (train / ".hidden").mkdir()
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        assert [concept.key for concept in concepts] == ["mug"]
+        photos = datasets.reference_photos(tmp_path, "yollava", False, "train", concepts, 5)
+        assert [photo.path.name for photo in photos] == ["0.png", "1.png"]
+
+    @pytest.mark.parametrize("inside", ["myvlm/data", "myvlm", "data", "."])
+    def test_myvlm_wherever_its_folders_lie(self, tmp_path: Path, inside: str) -> None:
+        write_photos(tmp_path / inside / "red_chicken", ["red_chicken_1.jpg"])
+        (tmp_path / inside / "docs").mkdir()
+        write_photos(tmp_path / inside / "docs", ["teaser.png"])
+        assert [concept.key for concept in datasets.read_concepts(tmp_path, "myvlm")] == ["red_chicken"]
+
+    def test_the_card_s_older_tree_of_this_is_my(self, tmp_path: Path) -> None:
+        single = tmp_path / "This-is-My-Img/Single-concept"
+        write_photos(single / "Reference Images/Alexs hat-hat", ["v0.png"])
+        write_photos(single / "Validation/positive/Alexs hat-hat", ["q.png"])
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        assert [concept.key for concept in concepts] == ["Alexs hat-hat"]
+        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
+        assert [photo.path.name for photo in photos] == ["q.png"]
+
+    @pytest.mark.parametrize("dataset", ["myvlm", "yollava", "this-is-my"])
+    def test_a_folder_without_the_data_set(self, tmp_path: Path, dataset: str) -> None:
+        for folder in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(UserError, match="--data_folder"):
+                datasets.read_concepts(folder, dataset)
+
+    def test_multi_concept_is_this_is_my_s_alone(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug"])
+        with pytest.raises(UserError, match="--multi_concept"):
+            datasets.read_concepts(tmp_path, "yollava", multi_concept=True)
+
+
+class TestReferencePhotos:
+    def test_the_first_n_in_natural_order(self, tmp_path: Path) -> None:
+        write_photos(tmp_path / "YoLLaVA/train/mug", [f"{n}.png" for n in (10, 11, 9, 1, 2, 0)])
+        (tmp_path / "YoLLaVA/test").mkdir()
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        photos = datasets.reference_photos(tmp_path, "yollava", False, "train", concepts, 4)
+        assert [photo.name for photo in photos] == [f"YoLLaVA/train/mug/{n}.png" for n in (0, 1, 2, 9)]
+        assert all(photo.concepts == ("mug",) for photo in photos)
+
+    def test_image_types_by_content_in_any_case(self, tmp_path: Path) -> None:
+        folder = tmp_path / "myvlm/data/maeve_dog"
+        write_photos(folder, ["maeve_dog_1.JPG", "maeve_dog_8.jpeg", "maeve_dog_10.jpeg", "maeve_dog_2.PNG"])
+        picture(1).save(folder / "maeve_dog_3", "PNG")  # an image without a suffix
+        picture(1).save(folder / "maeve_dog_4.dat", "JPEG")
+        picture(2).save(folder / "maeve_dog_5.jpg", "PNG")  # its suffix is wrong
+        (folder / "notes.txt").write_text("no photo")
+        (folder / "scores.json").write_text("{}")
+        expected = ["1.JPG", "2.PNG", "3", "4.dat", "5.jpg", "8.jpeg", "10.jpeg"]
+        assert [path.name for path in datasets.list_photos(folder)] == [f"maeve_dog_{name}" for name in expected]
+        assert datasets.open_image(folder / "maeve_dog_5.jpg").size == (80, 60)
+
+    def test_a_concept_without_a_photo(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug", "lamp"], train=1)
+        (tmp_path / "YoLLaVA/train/lamp/0.png").unlink()
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        with pytest.raises(UserError, match="lamp holds no photo"):
+            datasets.reference_photos(tmp_path, "yollava", False, "train", concepts, 1)
+
+
+class TestQueryPhotos:
+    HATS = ("Alexs hat-hat", "Blippis shoes-shoes")
+
+    def test_labels_are_the_folders(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug", "lamp"], test=2)
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        units, photos = datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+        assert [unit.name for unit in units] == ["lamp", "mug"]
+        assert [(photo.name, photo.concepts) for photo in photos] == [
+            (f"YoLLaVA/test/{key}/{n}.png", (key,)) for key in ("lamp", "mug") for n in (0, 1)
+        ]
+
+    def test_photos_of_a_concept_without_references_stay_as_negatives(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug", "lamp"], test=2)
+        shutil.rmtree(tmp_path / "YoLLaVA/train/lamp")
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        units, photos = datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+        assert [unit.name for unit in units] == ["mug"]
+        assert [photo.concepts for photo in photos] == [("lamp",)] * 2 + [("mug",)] * 2
+
+    @pytest.mark.parametrize("split", ["Positive", "Fake", "Negative (Hard)", "Negative (Other)"])
+    def test_each_split_of_this_is_my(self, tmp_path: Path, split: str) -> None:
+        write_this_is_my(tmp_path, self.HATS, test=1)
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", split, concepts)
+        assert [photo.name for photo in photos] == [
+            f"This-is-My-Img/Single-concept/test/{split}/{key}/q0.png" for key in self.HATS
+        ]
+
+    def test_a_split_that_is_not_there(self, tmp_path: Path) -> None:
+        write_this_is_my(tmp_path, self.HATS)
+        shutil.rmtree(tmp_path / "This-is-My-Img/Single-concept/test/Fake")
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        with pytest.raises(UserError, match=r"Fake.*Positive"):
+            datasets.query_photos(tmp_path, "this-is-my", False, "test", "Fake", concepts)
+        with pytest.raises(UserError, match="--split validation"):
+            datasets.query_photos(tmp_path, "this-is-my", False, "validation", "Positive", concepts)
+
+    def test_double_photos_show_two_concepts(self, tmp_path: Path) -> None:
+        keys = ("Reynards keyboard-keyboard", "Reynards work chair-chair", "Nikkis camper bag-bag", "Nikkis car-car")
+        write_this_is_my(tmp_path, (*keys, "Alexs hat-hat"), test=1)
+        positive = tmp_path / "This-is-My-Img/Single-concept/test/Positive"
+        for key in (*keys, "Alexs hat-hat"):
+            write_photos(positive / key, ["q_double.png", "double.png"])
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
+        shown = {(photo.concepts[0], photo.path.name): set(photo.concepts) for photo in photos}
+        for one, other in (keys[:2], keys[:2][::-1], keys[2:], keys[2:][::-1]):
+            assert shown[one, "q_double.png"] == {one, other}
+            assert shown[one, "q0.png"] == shown[one, "double.png"] == {one}
+        assert shown["Alexs hat-hat", "q_double.png"] == {"Alexs hat-hat"}
+
+    def test_multi_concept_units(self, tmp_path: Path) -> None:
+        pairs = ["Alex_and_Alexs hat", "Casey_and_Caseys boosted board"]
+        keys = ["Alex-woman", "Alexs hat-hat", "Casey-man", "Caseys boosted board-skateboard"]
+        write_multi(tmp_path, keys, pairs, test=1)
+        concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        assert [concept.key for concept in concepts] == [keys[2], keys[3], keys[0], keys[1]]  # published order
+        units, photos = datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+        assert {unit.name: set(unit.concepts) for unit in units} == {
+            pairs[0]: {"Alex-woman", "Alexs hat-hat"},
+            pairs[1]: {"Casey-man", "Caseys boosted board-skateboard"},
+        }
+        assert [set(photo.concepts) for photo in photos] == [set(unit.concepts) for unit in units]
+
+    def test_a_pair_of_unknown_concepts(self, tmp_path: Path) -> None:
+        write_multi(tmp_path, ["Alex-woman"], ["Alex_and_Alexs boat"])
+        concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        with pytest.raises(UserError, match="Alex_and_Alexs boat"):
+            datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+
+
+class TestOpenImage:
+    @pytest.mark.parametrize("mode", ["RGB", "L", "1", "LA", "P", "CMYK", "YCbCr"])
+    def test_any_mode_becomes_rgb(self, tmp_path: Path, mode: str) -> None:
+        source = picture(5).convert(mode)
+        source.save(tmp_path / "x.tif" if mode in ("CMYK", "YCbCr") else tmp_path / "x.png")
+        image = datasets.open_image(next(tmp_path.iterdir()))
+        assert (image.mode, image.size) == ("RGB", (80, 60))
+        expected = np.asarray(source.convert("RGB")).astype(int)
+        assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2
+
+    def test_alpha_is_dropped_not_blended(self, tmp_path: Path) -> None:
+        values = np.full((4, 4, 4), (10, 200, 30, 0), dtype=np.uint8)  # wholly transparent
+        Image.fromarray(values).save(tmp_path / "x.png")
+        assert (np.asarray(datasets.open_image(tmp_path / "x.png")) == (10, 200, 30)).all()
+
+    def test_sixteen_bit_grey_is_scaled_not_clipped(self, tmp_path: Path) -> None:
+        values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)  # 0, 1, 128 and 255 times 257
+        Image.fromarray(values).save(tmp_path / "x.png")
+        found = np.asarray(datasets.open_image(tmp_path / "x.png"))
+        np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
+        np.testing.assert_array_equal(found[0], found[0, :, :1].repeat(3, axis=1))
+
+    def test_exif_orientation_only_where_asked_for(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn by 90°
+        picture(6).save(tmp_path / "x.jpg", exif=exif)
+        assert datasets.open_image(tmp_path / "x.jpg").size == (80, 60)
+        assert datasets.open_image(tmp_path / "x.jpg", exif=True).size == (60, 80)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (POINTER, "git lfs pull"),
+            (b"", "cannot be read"),
+            (b"this is no image", "cannot be read"),
+            ("half", "cannot be read"),
+            (None, "not there"),
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, tmp_path: Path, content: bytes | str | None, words: str) -> None:
+        file = tmp_path / "x.png"
+        if content == "half":
+            picture(7).save(file)
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        with pytest.raises(PhotoError, match=words) as error:
+            datasets.open_image(file)
+        assert "x.png" in str(error.value) and "\n" not in str(error.value)
+
+    def test_squash_keeps_no_aspect_ratio_and_antialiases(self) -> None:
+        stripes = np.zeros((100, 200, 3), dtype=np.uint8)
+        stripes[:, ::2] = 200  # stripes one pixel wide: any antialiased reduction of four gives flat grey
+        found = np.asarray(datasets.squash(Image.fromarray(stripes), 50))
+        assert found.shape == (50, 50, 3)
+        assert np.abs(found[:, 2:-2].astype(int) - 100).max() <= 1
+
+    def test_squash_bilinearly(self) -> None:
+        image = Image.fromarray(np.array([[[0] * 3, [200] * 3]], dtype=np.uint8))
+        row = np.asarray(datasets.squash(image, 4))[0, :, 0]
+        np.testing.assert_array_equal(row, [0, 50, 150, 200])
+
+
+def test_concepts_are_the_published_ones() -> None:
+    """The bundled lists as the released code spells them, at places checked one by one."""
+    assert datasets.published("myvlm")[:2] == ("colorful teapot", "sheep plush")
+    assert datasets.published("yollava")[-1] == "shiba-black-black plush"
+    assert datasets.published("this-is-my")[13] == "Nikkis car-car"
+    assert json.dumps(datasets.name_map("invented")).count("Vex") == 1
