@@ -1,0 +1,256 @@
+"""Question files as they lie on people's disks: names, photo paths, keys, options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vqa_fixtures import write_json
+
+from pekit.datasets import concept_of_folder, published
+from pekit.questions import (
+    concepts_of_key,
+    find_descriptions,
+    find_photo,
+    find_question_file,
+    known_concepts,
+    photo_folders,
+    read_descriptions,
+    read_questions,
+)
+from pekit.records import UserError
+
+YOLLAVA = tuple(concept_of_folder("yollava", name.rpartition("-")[0]) for name in published("yollava"))
+MULTI = tuple(concept_of_folder("this-is-my", name) for name in published("this-is-my", True))
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"photo")
+    return path
+
+
+def write_visual_qa(folder: Path, file: Path, items: int = 170) -> Path:
+    """The published form: paths begin with the name the folder had, always two options."""
+    content: dict = {}
+    for n in range(items):
+        concept = YOLLAVA[n % 34].key
+        touch(folder / "test" / concept / f"{n // 34}.png")
+        content.setdefault(concept, {})[f"./yollava-data/test/{concept}/{n // 34}.png"] = {
+            "question": f"Question {n} about <sks>?",
+            "options": {"A": "First", "B": "Second"},
+            "correct_answer": "AB"[n % 2],
+        }
+    return write_json(file, content)
+
+
+@pytest.mark.parametrize("folder_name", ["yollava-data", "YoLLaVA"])
+@pytest.mark.parametrize("inside", [False, True], ids=["parent as data folder", "the folder itself as data folder"])
+def test_visual_qa_of_170_items(tmp_path: Path, folder_name: str, inside: bool) -> None:
+    root = tmp_path / folder_name
+    file = write_visual_qa(root, root / "yollava-visual-qa.json")
+    data = root if inside else tmp_path
+    assert find_question_file(data, "yollava", False, False) == file
+    folders = photo_folders(file, data, "yollava", False, "test")
+    found = read_questions(file, YOLLAVA, folders, "yollava", text_only=False)
+    assert len(found.items) == 170 and found.left_out == ()
+    by_text = {item.question.text: item for item in found.items}
+    item = by_text["Question 36 about <sks>?"]  # concept 2, photo 1
+    assert item.subject == "toodles-galore" and item.question.concepts == ("toodles-galore",)
+    assert item.question.photo == root / "test/toodles-galore/1.png"
+    assert item.question.photo_name == "./yollava-data/test/toodles-galore/1.png"
+    assert item.question.options == {"A": "First", "B": "Second"} and item.question.answer == "A"
+
+
+def test_file_beside_its_folder(tmp_path: Path) -> None:
+    file = write_visual_qa(tmp_path / "yollava-data", tmp_path / "yollava-visual-qa.json", 4)
+    assert find_question_file(tmp_path, "yollava", False, False) == file
+    folders = photo_folders(file, tmp_path, "yollava", False, "test")
+    assert len(read_questions(file, YOLLAVA, folders, "yollava", False).items) == 4
+
+
+def test_text_only_file_of_400_items(tmp_path: Path) -> None:
+    content = {
+        name: {
+            str(n): {"question": f"Is sks number {n}?", "option": {"A": "yes", "B": "no"}, "correct_answer": "B"}
+            for n in range(10)
+        }
+        for name in (concept.key for concept in YOLLAVA)
+    }
+    file = write_json(tmp_path / "text-only.json", content)
+    found = read_questions(file, YOLLAVA, (), "yollava", text_only=True, descriptions={"pig-cup": "A pink cup."})
+    assert len(found.items) == 400 and not found.left_out
+    first, other = found.items[0].question, found.items[10].question
+    assert first.photo is None and first.context == "A pink cup." and other.context == ""
+    assert first.text == "Is sks number 0?" and first.options == {"A": "yes", "B": "no"} and first.answer == "B"
+
+
+def test_multi_concept_file_with_missing_photos(tmp_path: Path) -> None:
+    root = tmp_path / "This-is-My-Img/Multi-concept"
+    here = touch(root / "test/Casey_and_Caseys boosted board/0.png")
+    content = {
+        "Casey_Caseys boosted board": {
+            "./test/Casey_and_Caseys boosted board/0.png": {
+                "question": "What is \u201c<sks1>\u201d doing?",
+                "correct_answer": "Riding",
+                "gpt_answer": "He rides",
+            },
+            "./test/Casey_and_Caseys boosted board/lost.png": {"question": "Where?", "answer": "Outside"},
+        },
+        "Nobody_Nothing": {"./test/Casey_and_Caseys boosted board/0.png": {"question": "Who?", "answer": "?"}},
+    }
+    file = write_json(root / "VQA/questions.json", content)
+    folders = photo_folders(file, tmp_path, "this-is-my", True, "test")
+    found = read_questions(file, MULTI, folders, "this-is-my", False)
+    assert [item.question.photo for item in found.items] == [here]
+    only = found.items[0]
+    assert only.question.concepts == ("Casey-man", "Caseys boosted board-skateboard")
+    assert only.question.answer == "Riding" and only.gpt_answer == "He rides" and only.question.options == {}
+    assert [(entry.photo, entry.reason) for entry in found.left_out] == [
+        ("./test/Casey_and_Caseys boosted board/lost.png", "the photo is missing"),
+        ("./test/Casey_and_Caseys boosted board/0.png", "no views of this concept are stored"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("Casey", ["Casey-man"]),
+        ("Caseys boosted board", ["Caseys boosted board-skateboard"]),
+        ("Casey_Caseys boosted board", ["Casey-man", "Caseys boosted board-skateboard"]),
+        ("Casey_and_Caseys son", ["Casey-man", "Caseys son-man"]),
+        ("Alex\u2019s hat_Alex", ["Alexs hat-hat", "Alex-woman"]),
+        ("Alexs_hat", ["Alexs hat-hat"]),
+        ("Alexs hat_Alex_Alexs everyday bag", ["Alexs hat-hat", "Alex-woman", "Alexs everyday bag-bag"]),
+        ("Casey_Unknown", []),
+        ("Unknown", []),
+        ("", []),
+    ],
+)
+def test_keys(key: str, expected: list[str]) -> None:
+    assert [concept.key for concept in concepts_of_key(key, MULTI)] == expected
+
+
+def test_own_names_with_underscores() -> None:
+    own = [concept_of_folder("yollava", name) for name in ("my_cup", "my_dog", "my")]
+    assert [concept.key for concept in concepts_of_key("my_cup_my_dog", own)] == ["my_cup", "my_dog"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "a/../../secret.png", "./yollava-data/../../secret.png", "{tmp}/secret.png", "a\\..\\..\\secret.png"],
+)  # fmt: skip
+def test_photos_may_not_leave_their_folders(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "secret.png")
+    folder = tmp_path / "yollava-data"
+    inside = touch(folder / "a/0.png")
+    assert find_photo(name.format(tmp=tmp_path), [folder], "yollava") is None
+    assert find_photo("a\\..\\a\\0.png", [folder], "yollava") == inside
+
+
+def test_photos_relative_to_the_split(tmp_path: Path) -> None:
+    photo = touch(tmp_path / "YoLLaVA/validation/bo/0.png")
+    touch(tmp_path / "YoLLaVA/test/bo/1.png")
+    file = write_json(tmp_path / "elsewhere/questions.json", {"bo": {"bo/0.png": {"question": "?", "answer": "!"}}})
+    folders = photo_folders(file, tmp_path, "yollava", False, "validation")
+    assert find_photo("bo/0.png", folders, "yollava") == photo
+    assert find_photo("bo/0.png", photo_folders(file, tmp_path, "yollava", False, "test"), "yollava") is None
+
+
+def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -> None:
+    touch(tmp_path / "above.png")
+    beside = touch(tmp_path / "mine/beside.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    folders = photo_folders(tmp_path / "mine/questions.json", data, "yollava", False, "test")
+    assert find_photo("beside.png", folders, "yollava") == beside
+    assert find_photo("above.png", folders, "yollava") is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "answer"),
+    [
+        ({"options": {"A": "red", "B": "blue"}, "correct_answer": "B"}, "B"),
+        ({"options": {"A": "red", "B": "blue"}, "correct_answer": "b. blue"}, "b. blue"),
+        ({"options": {"A": "red", "B": "blue"}, "correct_answer": "Blue"}, "B"),
+        ({"options": {"A": "almost", "B": "blue"}, "answer": "blue"}, "B"),
+        ({"option": {"A": "Yes", "B": "No"}, "answer": "A"}, "A"),
+        ({"options": ["red", "blue"], "answer": "blue"}, "B"),
+        ({"options": {}, "answer": "Blue"}, "Blue"),
+    ],
+)
+def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
+    file = write_json(tmp_path / "q.json", {"bo": {"0": {"question": "?", **entry}}})
+    assert read_questions(file, YOLLAVA, (), "yollava", True).items[0].question.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", ["q.json"]),
+        ("{", ["q.json", "JSON"]),
+        ('{"bo": ["?"]}', ["q.json", "'bo'"]),
+        ('{"bo": {"0": "?"}}', ["'bo'", "'0'"]),
+        ('{"bo": {"0": {"answer": "A"}}}', ["'bo'", "'0'", "question"]),
+        ('{"bo": {"0": {"question": "?"}}}', ["correct_answer"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}}}', ["'C'"]),
+        ('{"bo": {"0": {"question": "?", "options": "A or B", "answer": "A"}}}', ["options"]),
+        ("{}", ["holds none"]),
+    ],
+)
+def test_faulty_files_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_questions(file, YOLLAVA, (), "yollava", True)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_file_and_no_askable_question(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--json_path"):
+        read_questions(tmp_path / "none.json", YOLLAVA, (), "yollava", True)
+    file = write_json(tmp_path / "q.json", {"bo": {"lost.png": {"question": "?", "answer": "!"}}})
+    with pytest.raises(UserError, match=r"lost\.png: the photo is missing"):
+        read_questions(file, YOLLAVA, (tmp_path,), "yollava", False)
+
+
+def test_byte_order_mark_and_lists_of_questions(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text('\ufeff{"bo": {"0": [{"question": "1", "answer": "a"}, {"question": "2", "answer": "b"}]}}', "utf-8")
+    assert [item.question.text for item in read_questions(file, YOLLAVA, (), "yollava", True).items] == ["1", "2"]
+
+
+def test_usual_places(tmp_path: Path) -> None:
+    touch(tmp_path / "This-is-My-Img/Single-concept/train/a-b/0.png")
+    touch(tmp_path / "This-is-My-Img/Multi-concept/train/a-b/0.png")
+    with pytest.raises(UserError, match="--json_path"):
+        find_question_file(tmp_path, "this-is-my", True, False)
+    file = write_json(tmp_path / "This-is-My-Img/Multi-concept/VQA/one.json", {})
+    single = write_json(tmp_path / "This-is-My-Img/Single-concept/VQA/single.json", {})
+    assert find_question_file(tmp_path, "this-is-my", True, False) == file
+    assert find_question_file(tmp_path, "this-is-my", False, False) == single
+    other = write_json(file.with_name("two.json"), {})
+    with pytest.raises(UserError) as caught:
+        find_question_file(tmp_path, "this-is-my", True, False)
+    assert str(file) in str(caught.value) and str(other) in str(caught.value)
+
+
+def test_known_concepts_are_those_with_views(tmp_path: Path) -> None:
+    assert [c.key for c in known_concepts(tmp_path / "none", "yollava", False)][:2] == ["pig-cup", "thap-cham"]
+    touch(tmp_path / "Alexs hat-hat/0_0.pt")
+    touch(tmp_path / "gsam/Zak-man/0_0.pt")  # views of another kind lie in a folder among the concepts
+    assert [(c.key, c.name) for c in known_concepts(tmp_path, "this-is-my", False)] == [("Alexs hat-hat", "Alex's hat")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"bo": "A brown dog."}, {"concept_dict": {"<bo>": {"name": "bo", "info": "A brown dog."}}}],
+    ids=["plain", "database"],
+)
+def test_descriptions(tmp_path: Path, content: dict) -> None:
+    file = write_json(tmp_path / "my-descriptions.json", content)
+    assert read_descriptions(file) == {"bo": "A brown dog."}
+    assert find_descriptions(tmp_path / "questions.json") == file
+    write_json(tmp_path / "other-descriptions.json", content)
+    assert find_descriptions(tmp_path / "questions.json") is None
