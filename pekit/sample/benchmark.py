@@ -213,9 +213,12 @@ def _is_concept(thing: Instance, concepts: Concepts) -> bool:
 
 
 def _imitation(rng: np.random.Generator, concept: Instance) -> Instance:
-    """A look-alike in the body's colour; where the pool has none, any look-alike."""
-    tries = [look_alike(rng, concept) for _ in range(64)]
-    return next((other for other in tries if other.colour == concept.colour), tries[0])
+    """A close look-alike: in the body's colour where the pool has one, with the accent or the pattern if it can be."""
+
+    def closeness(other: Instance) -> tuple[bool, int]:
+        return other.colour == concept.colour, (other.accent == concept.accent) + (other.pattern == concept.pattern)
+
+    return max((look_alike(rng, concept) for _ in range(16)), key=closeness)
 
 
 def _other(rng: np.random.Generator, concept: Instance) -> Instance:
