@@ -1,0 +1,335 @@
+"""Letter rules, exact match, the judge and its settings; the judge against a server that fails on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vqa_fixtures import SECRET, ChatServer, prompt_of
+
+from pekit.answers import PERSONALISED, Answer, Query
+from pekit.chat import Patience
+from pekit.grading import (
+    JUDGE_INSTRUCTION,
+    Judge,
+    exact_match,
+    grade,
+    read_judge_settings,
+    read_verdict,
+    released_letter,
+    strict_letter,
+)
+from pekit.records import UserError
+
+QUICK = Patience(attempts=4, first_wait=0.01, timeout=5)
+
+
+def answered(reply: str | None, key: str, options: dict[str, str] | None = None, number: int = 1) -> Answer:
+    query = Query(number, PERSONALISED, "bo", "0.png", ("bo",), "What is it?", options or {}, key, "prompt")
+    return Answer(query, reply, "" if reply is not None else "the server was away")
+
+
+# --- letters ---
+
+
+@pytest.mark.parametrize(
+    ("reply", "released", "strict"),
+    [
+        ("A", "A", "A"),
+        ("b", "B", "B"),
+        (" B. ", "B", "B"),
+        ("A.red", "A", "A"),
+        ("B) blue", "B", "B"),
+        ("(B)", "B", "B"),
+        ("(A) red", "A", "A"),
+        ("Actually, it is B", "A", "B"),
+        ("Answer: B", "A", "B"),
+        ("Both are wrong", "B", ""),
+        ("The answer is B.", "B", "B"),
+        ("The answer is B", "", "B"),
+        ("It is b.", "B", "B"),
+        ("It is a. red", "A", "A"),
+        ("Option (a) or (b)", "A", ""),
+        ("A red one", "A", "A"),  # by the option's text; the A is an article
+        ("A mug", "A", ""),
+        ("A is right", "A", "A"),
+        ("A or B", "A", ""),
+        ("It is blue", "", "B"),
+        ("The blue one, not the red one", "", ""),
+        ("Plan C.", "", ""),
+        ("", "", ""),
+        ("Red.", "", "A"),
+        ("I see a. b) both", "A", ""),
+        ("It's Bob's", "", ""),
+    ],
+)
+def test_letters(reply: str, released: str, strict: str) -> None:
+    assert released_letter(reply, ["A", "B"]) == released
+    assert strict_letter(reply, {"A": "red", "B": "blue"}) == strict
+
+
+def test_three_options() -> None:
+    assert released_letter("c", ["A", "B", "C"]) == "C"
+    assert released_letter("I think c) fits", ["A", "B", "C"]) == "C"
+    assert strict_letter("It is C", {"A": "x", "B": "y", "C": "z"}) == "C"
+
+
+def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it() -> None:
+    [graded] = grade([answered("Actually, it is B", "B", {"A": "red", "B": "blue"})], "none", None)
+    verdict = graded.verdict
+    assert verdict and verdict.grader == "letter"
+    assert (verdict.correct, verdict.letter, verdict.strict_letter, verdict.strict_correct) == (False, "A", "B", True)
+    [graded] = grade([answered("b", "b. blue", {"A": "red", "B": "blue"})], "gpt", None)
+    assert graded.verdict and graded.verdict.correct is True
+    [graded] = grade([answered("No idea", "A", {"A": "red", "B": "blue"})], "gpt", None)
+    assert graded.verdict and graded.verdict.correct is False and graded.verdict.letter == ""
+
+
+# --- exact ---
+
+
+@pytest.mark.parametrize(
+    ("reply", "key", "same"),
+    [
+        ("Blue", "blue", True),
+        ("  The blue hat. ", "blue hat", True),
+        ("Alex\u2019s hat", "Alex's hat", True),
+        ("\u201cAlexs hat\u201d", "Alex's hat!", True),
+        ("on  a table", "on the table", True),
+        ("dark blue", "blue", False),
+        ("", "blue", False),
+        ("caf\u00e9", "cafe", False),
+    ],
+)
+def test_exact_match(reply: str, key: str, same: bool) -> None:
+    assert exact_match(reply, key) is same
+
+
+def test_graders_of_open_answers() -> None:
+    answers = [answered("Blue.", "blue"), answered("red", "blue"), answered(None, "blue")]
+    assert [a.verdict.correct for a in grade(answers, "exact", None) if a.verdict] == [True, False, None]
+    ungraded = list(grade(answers, "none", None))
+    assert [(a.verdict.correct, a.verdict.grader) for a in ungraded if a.verdict] == [(None, "none")] * 3
+    assert ungraded[2].verdict and ungraded[2].verdict.reason == "the server was away"
+
+
+# --- the judge ---
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Yes", True), ("yes.", True), ("YES", True), ("**Yes**", True), ("Yes, they mean the same.", True),
+        ("No", False), ("no!", False), (" No, it differs", False), ("\u201cNo\u201d", False),
+        ("Not sure", None), ("Nope", None), ("", None), ("Yes and no", None), ("Maybe yes", None), ("None", None),
+        ("yesterday", None), ("42", None),
+    ],
+)  # fmt: skip
+def test_verdicts(reply: str, verdict: bool | None) -> None:
+    assert read_verdict(reply) is verdict
+
+
+def write_config(folder: Path, **values: str) -> Path:
+    path = folder / "config.ini"
+    path.write_text("[openai]\n" + "".join(f"{name} = {value}\n" for name, value in values.items()))
+    return path
+
+
+def judge_at(server: ChatServer, folder: Path, patience: Patience = QUICK, model: str = "judge-1") -> Judge:
+    config = write_config(
+        folder, OPENAI_API_BASE=server.url, OPENAI_API_KEY=SECRET, OPENAI_CHAT_MODEL=model, TEMP="0", MAX_TOKENS="5"
+    )
+    return Judge(read_judge_settings(config, {}), patience, folder / "cache")
+
+
+def test_what_the_judge_is_asked(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes") as server:
+        verdict = judge_at(server, tmp_path).verdict("What colour is Alex's hat?", "blue", "It is navy.")
+    assert (verdict.correct, verdict.grader, verdict.reason) == (True, "gpt", "Yes")
+    [body] = server.bodies
+    assert body["messages"] == [
+        {"role": "system", "content": JUDGE_INSTRUCTION},
+        {
+            "role": "user",
+            "content": "Question: What colour is Alex's hat?\nCorrect answer: blue\nPrediction: It is navy.",
+        },
+    ]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0, 5)
+    assert server.keys == [f"Bearer {SECRET}"] and server.paths == ["/v1/chat/completions"]
+
+
+@pytest.mark.parametrize(
+    ("replies", "correct", "asked"),
+    [
+        (["Yes"], True, 1),
+        (["no"], False, 1),
+        (["Not sure", "", "No"], False, 3),
+        ([None, "Yes"], True, 2),
+        ([(429, "slow down"), (500, "broken"), (503, "busy"), "Yes"], True, 4),
+        ([(400, "content filter"), "No"], False, 2),
+        (["Not sure"] * 9, None, 4),
+        ([(429, "slow down")] * 9, None, 4),
+        ([""] * 9, None, 4),
+    ],
+)
+def test_judge_retries_then_leaves_ungraded(tmp_path: Path, replies: list, correct: bool | None, asked: int) -> None:
+    with ChatServer(lambda body, n: replies[n]) as server:
+        verdict = judge_at(server, tmp_path).verdict("?", "blue", "green")
+    assert verdict.correct is correct and verdict.grader == "gpt"
+    assert len(server.bodies) == asked
+    assert bool(list((tmp_path / "cache").glob("*.json"))) is (correct is not None)  # only verdicts are kept
+    assert SECRET not in verdict.reason
+    if correct is None and isinstance(replies[0], tuple):
+        assert "RateLimitError" in verdict.reason and "***" in verdict.reason
+
+
+def test_waits_grow_and_heed_the_server(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: (429, "slow down") if n < 3 else "Yes") as server:
+        judge_at(server, tmp_path, Patience(attempts=4, first_wait=0.1, timeout=5)).verdict("?", "a", "b")
+    waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    assert len(waits) == 3
+    for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True):
+        assert least <= wait < least + 2
+    with ChatServer(lambda body, n: (429, "slow down") if n < 1 else "Yes", headers={"Retry-After": "0.6"}) as server:
+        judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=5)).verdict("?", "a", "c")
+    assert server.times[1] - server.times[0] >= 0.6
+
+
+def test_time_outs_are_retried(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes", delay=0.6) as server:
+        verdict = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=0.2)).verdict("?", "a", "b")
+        assert len(server.bodies) == 2
+    assert verdict.correct is None and "APITimeoutError" in verdict.reason
+
+
+def test_no_server_is_ungraded(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes") as server:
+        judge = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=1))
+    verdict = judge.verdict("?", "a", "b")
+    assert verdict.correct is None and "APIConnectionError" in verdict.reason
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_stops_the_run_without_showing_it(tmp_path: Path, status: int) -> None:
+    with ChatServer(lambda body, n: (status, "Incorrect API key provided: sk-test-5e******seen")) as server:
+        with pytest.raises(UserError) as caught:
+            list(grade([answered("green", "blue")] * 3, "gpt", judge_at(server, tmp_path), concurrency=1))
+        assert len(server.bodies) == 1
+    assert "config.ini" in str(caught.value)
+    assert SECRET not in str(caught.value) and "sk-test" not in str(caught.value)
+
+
+def test_cache_asks_once_for_the_same_content(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes" if n == 0 else "No") as server:
+        for _ in range(3):
+            assert judge_at(server, tmp_path).verdict("Q?", "blue", "navy").correct is True
+        assert len(server.bodies) == 1
+        for number, (question, key, reply, model) in enumerate(
+            [
+                ("Q2?", "blue", "navy", "judge-1"),
+                ("Q?", "red", "navy", "judge-1"),
+                ("Q?", "blue", "teal", "judge-1"),
+                ("Q?", "blue", "navy", "judge-2"),
+                ("Q?bl", "ue", "navy", "judge-1"),
+            ]
+        ):
+            judge = judge_at(server, tmp_path, model=model)
+            assert judge.verdict(question, key, reply).correct is False
+            assert len(server.bodies) == number + 2
+    for file in (tmp_path / "cache").iterdir():
+        assert SECRET not in file.read_text()
+
+
+def test_grading_runs_at_the_concurrency_asked_for(tmp_path: Path) -> None:
+    def judged(body: dict, n: int) -> str:
+        return "Yes" if prompt_of(body).endswith("reply 3") else "No"
+
+    answers = [answered(f"reply {n}", "blue", number=n) for n in range(12)]
+    with ChatServer(judged, delay=0.1) as server:
+        graded = list(grade(answers, "gpt", judge_at(server, tmp_path), concurrency=4))
+    assert server.most_at_once == 4
+    assert {a.query.number: a.verdict.correct for a in graded if a.verdict} == {n: n == 3 for n in range(12)}
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_config_values_quoted_or_not(tmp_path: Path, quote: str) -> None:
+    names = {
+        "OPENAI_API_TYPE": "azure", "OPENAI_API_VERSION": "2024-10-21", "OPENAI_API_BASE": "https://me.example.com",
+        "OPENAI_API_KEY": "50%(off)s", "OPENAI_CHAT_MODEL": "gpt", "TEMP": "0.5", "MAX_TOKENS": "7",
+    }  # fmt: skip
+    settings = read_judge_settings(
+        write_config(tmp_path, **{name: f"{quote}{value}{quote}" for name, value in names.items()}), {}
+    )
+    endpoint = settings.endpoint
+    assert (endpoint.kind, endpoint.api_version, endpoint.base_url) == ("azure", "2024-10-21", "https://me.example.com")
+    assert (endpoint.key, endpoint.model) == ("50%(off)s", "gpt")
+    assert settings.parameters == {"temperature": 0.5, "max_tokens": 7}
+    assert "50%" not in repr(settings)
+
+
+def test_empty_parameters_are_not_sent(tmp_path: Path) -> None:
+    config = write_config(tmp_path, OPENAI_API_KEY=SECRET, OPENAI_CHAT_MODEL="gpt", TEMP="", MAX_TOKENS="")
+    assert read_judge_settings(config, {}).parameters == {}
+
+
+def test_environment_stands_above_the_file(tmp_path: Path) -> None:
+    config = write_config(tmp_path, OPENAI_API_KEY="file", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://file")
+    environment = {"OPENAI_API_KEY": "env", "OPENAI_BASE_URL": "https://env", "AZURE_OPENAI_API_KEY": "azure"}
+    endpoint = read_judge_settings(config, environment).endpoint
+    assert (endpoint.key, endpoint.base_url) == ("env", "https://env")
+    azure = write_config(
+        tmp_path, OPENAI_API_TYPE="azure", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://f", OPENAI_API_VERSION="1"
+    )
+    assert read_judge_settings(azure, {"AZURE_OPENAI_API_KEY": "azure", "OPENAI_API_KEY": "env"}).endpoint.key == "azure"
+
+
+def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes") as server:
+        config = write_config(
+            tmp_path, OPENAI_API_TYPE='"azure"', OPENAI_API_VERSION='"2024-10-21"', OPENAI_API_BASE=f'"{server.address}"',
+            OPENAI_API_KEY=f'"{SECRET}"', OPENAI_CHAT_MODEL='"my-deployment"',
+        )  # fmt: skip
+        judge = Judge(read_judge_settings(config, {}), QUICK, tmp_path / "cache")
+        assert judge.verdict("?", "a", "b").correct is True
+    assert server.paths == ["/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"]
+    assert server.keys == [SECRET]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"OPENAI_CHAT_MODEL": "gpt"}, ["config.ini", "OPENAI_API_KEY", "--grader exact"]),
+        ({"OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_KEY": '""'}, ["config.ini", "OPENAI_API_KEY"]),
+        ({"OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_TYPE": "azure"}, ["config.ini", "AZURE_OPENAI_API_KEY"]),
+        ({"OPENAI_API_KEY": SECRET}, ["OPENAI_CHAT_MODEL"]),
+        ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_TYPE": "azure"}, ["OPENAI_API_BASE"]),
+        ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_TYPE": "other"}, ["OPENAI_API_TYPE"]),
+        ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "TEMP": "warm"}, ["TEMP"]),
+        ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_BASE": "https://me:pw@host"}, ["config.ini"]),
+    ],
+)
+def test_faulty_settings_are_named(tmp_path: Path, values: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        read_judge_settings(write_config(tmp_path, **values), {})
+    for word in words:
+        assert word in str(caught.value)
+    assert SECRET not in str(caught.value) and "pw" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_does_not_show_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "config.ini"
+    path.write_text(f"OPENAI_API_KEY = {SECRET}\n")
+    with pytest.raises(UserError, match=r"config\.ini") as caught:
+        read_judge_settings(path, {})
+    assert SECRET not in str(caught.value)
+
+
+def test_the_file_that_is_shipped_needs_only_a_key() -> None:
+    shipped = Path(__file__).parents[1] / "config.ini"
+    settings = read_judge_settings(shipped, {"OPENAI_API_KEY": SECRET})
+    assert settings.endpoint.kind == "openai" and settings.endpoint.base_url == "" and settings.endpoint.model
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        read_judge_settings(shipped, {})
