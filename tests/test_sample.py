@@ -111,10 +111,10 @@ def test_pairs_name_two_concepts_of_the_train_folder(sample: Path) -> None:
         assert {first, second} <= short
 
 
-@pytest.mark.parametrize(("dataset", "multi", "count"), [("myvlm", 0, 8), ("yollava", 0, 8), ("this-is-my", 0, 8)])
-def test_loaders_find_the_concepts(sample: Path, dataset: str, multi: bool, count: int) -> None:
-    concepts = datasets.read_concepts(sample, dataset, bool(multi))
-    assert len(concepts) == count
+@pytest.mark.parametrize("dataset", ["myvlm", "yollava", "this-is-my"])
+def test_loaders_find_the_concepts(sample: Path, dataset: str) -> None:
+    concepts = datasets.read_concepts(sample, dataset)
+    assert len(concepts) == 8
     for concept in concepts:
         assert any(concept.prompt.replace("_", " ").endswith(f"{noun}.") for noun in CATEGORIES)
 
@@ -151,7 +151,9 @@ def test_photos_decode_in_sizes_of_their_own(sample: Path, truth: Truth) -> None
 
 
 def test_the_truth_is_told_about_every_photo(sample: Path, truth: Truth) -> None:
-    photos = {f.relative_to(sample).as_posix() for f in sample.rglob("*.*") if f.suffix.lower() in benchmark_suffixes}
+    photos = {
+        f.relative_to(sample).as_posix() for f in sample.rglob("*.*") if f.suffix.lower() in (".png", ".jpg", ".jpeg")
+    }
     assert set(truth) == photos
     for things in truth.values():
         assert 1 <= len(things) <= 5
@@ -165,13 +167,10 @@ def test_the_truth_is_told_about_every_photo(sample: Path, truth: Truth) -> None
             assert 0 <= y0 < y1 <= 1
 
 
-benchmark_suffixes = (".png", ".jpg", ".jpeg")
-
-
 def test_boxes_hold_the_colours_they_are_said_to(sample: Path, truth: Truth) -> None:
     """Where a thing stands alone, its colour is far more frequent inside its box than in the rest of the photo."""
     held = []
-    for path, things in truth.items():
+    for path, things in list(truth.items())[::2]:
         if len(things) == 1:
             thing = things[0]
             pixels = np.asarray(Image.open(sample / path).convert("RGB"), dtype=float)
@@ -180,7 +179,7 @@ def test_boxes_hold_the_colours_they_are_said_to(sample: Path, truth: Truth) -> 
             outside = np.ones(near.shape, dtype=bool)
             outside[y0:y1, x0:x1] = False
             held.append(near[y0:y1, x0:x1].mean() > 0.1 and near[y0:y1, x0:x1].mean() > near[outside].mean())
-    assert len(held) > 100
+    assert len(held) > 60
     assert np.mean(held) > 0.85  # a background may have the thing's colour
 
 
@@ -440,13 +439,12 @@ def test_the_reader_of_question_files_leaves_none_out(
     sample: Path, dataset: str, multi: bool, text: bool, count: int
 ) -> None:
     file = questions.find_question_file(sample, dataset, multi, text)
-    entries = list(_questions(sample, file.relative_to(sample).as_posix()))
-    assert len(entries) == count
-    folders = questions.photo_folders(file, sample, dataset, multi)
+    folders = questions.photo_folders(file, sample, dataset, multi, "test")
     concepts = datasets.read_concepts(sample, dataset, multi)
-    for key, photo, _ in entries:
-        assert len(questions.concepts_of_key(key, concepts)) == (2 if multi else 1)
-        assert text or questions.find_photo(photo, folders, dataset)
+    read = questions.read_questions(file, concepts, folders, dataset, text)
+    assert len(read.items) == count
+    assert read.left_out == ()
+    assert all(len(item.question.concepts) == (2 if multi else 1) for item in read.items)
 
 
 # --- determinism and the command -----------------------------------------------------------------------------------
@@ -473,7 +471,7 @@ def test_other_seed_other_concepts() -> None:
     assert all(first[key] != second[key] for key in first)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_any_seed_makes_good_plans(seed: int) -> None:
     concepts = benchmark.myvlm_concepts(seed)
     assert len(concepts) == 8
