@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,8 +90,14 @@ class _Pictures(Dataset):
         keep: bool,
     ) -> None:
         self.tasks, self.size, self.prepare, self.seed, self.keep = tasks, size, prepare, seed, keep
-        # the augmentations of a photo follow each other: decode it once
-        self.decode = lru_cache(maxsize=1)(lambda path: open_image(path, exif))
+        self.exif = exif
+        self.last: tuple[Path, Image.Image] | None = None
+
+    def _decoded(self, path: Path) -> Image.Image:
+        # The augmentations of a photo follow each other: decode it once.
+        if self.last is None or self.last[0] != path:
+            self.last = path, open_image(path, self.exif)
+        return self.last[1]
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -99,7 +105,7 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]:
         task = self.tasks[index]
         try:
-            image = self.decode(task.photo.path)
+            image = self._decoded(task.photo.path)
         except PhotoError as error:
             return task, str(error), {}, None
         if task.augmentation:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture, write_multi, write_myvlm, write_photos, write_this_is_my, write_yollava
+from conftest import picture, write_multi, write_photos, write_this_is_my, write_yollava
 from PIL import Image
 
 from pekit import datasets

@@ -1,0 +1,167 @@
+"""Photos to model inputs: the squash, the augmentations, and that order and workers do not matter."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture, write_photos
+from PIL import Image
+
+from pekit.cli import LoadingSettings
+from pekit.pictures import Batch, Task, augment, load_batches
+from pekit.records import Photo
+
+
+def as_pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy())
+
+
+PREPARE = {"features": as_pixels}
+
+
+def tasks(folder: Path, names: list[str], augmentations: int = 0) -> list[Task]:
+    return [
+        Task(Photo(folder / name, f"data/{name}", ("mug",)), number)
+        for name in names
+        for number in range(augmentations + 1)
+    ]
+
+
+def loaded(work: list[Task], workers: int = 0, batch_size: int = 2, seed: int = 42) -> dict[tuple, np.ndarray]:
+    found = {}
+    for batch in load_batches(work, 64, PREPARE, LoadingSettings(batch_size, workers), batch_size, seed):
+        for task, pixels in zip(batch.tasks, batch.inputs["features"], strict=True):
+            found[task.photo.path.name, task.augmentation] = pixels.numpy()
+    return found
+
+
+class TestAugment:
+    def test_repeatable_and_different_for_each_number_photo_and_seed(self) -> None:
+        image = picture(1, (120, 90))
+        first = np.asarray(augment(image, 42, "a.png", 1))
+        np.testing.assert_array_equal(np.asarray(augment(image, 42, "a.png", 1)), first)
+        for other in ((42, "a.png", 2), (42, "b.png", 1), (43, "a.png", 1)):
+            assert np.abs(np.asarray(augment(image, *other)).astype(int) - first).mean() > 1
+
+    def test_nothing_else_that_is_random_plays_a_part(self) -> None:
+        image = picture(1, (120, 90))
+        first = np.asarray(augment(image, 42, "a.png", 1))
+        np.random.seed(5)
+        torch.manual_seed(5)
+        for number in (3, 2):
+            augment(image, 42, "a.png", number)
+        np.testing.assert_array_equal(np.asarray(augment(image, 42, "a.png", 1)), first)
+
+    def test_rotations_within_thirty_degrees_with_black_corners_and_flips(self) -> None:
+        """Two dots of different colours on white show by how much, and whether mirrored, a picture came back."""
+        side, reach = 201, 60
+        values = np.full((side, side, 3), 255, dtype=np.uint8)
+        ys, xs = np.mgrid[:side, :side]
+        right = (ys - 100) ** 2 + (xs - 100 - reach) ** 2 < 64
+        below = (ys - 100 - reach) ** 2 + (xs - 100) ** 2 < 64
+        values[right], values[below] = (255, 0, 0), (0, 0, 255)
+        image = Image.fromarray(values)
+        angles, flips = [], 0
+        for number in range(1, 121):
+            found = np.asarray(augment(image, 0, "dots.png", number)).astype(int)
+            assert found.shape == values.shape  # size kept
+            red = (found[..., 0] > 150) & (found[..., 2] < 100)
+            blue = (found[..., 2] > 150) & (found[..., 0] < 100)
+            (red_y, red_x), (blue_y, blue_x) = (np.argwhere(dot).mean(0) - 100 for dot in (red, blue))
+            mirrored = red_x < 0
+            flips += mirrored
+            angle = np.degrees(np.arctan2(red_y, -red_x if mirrored else red_x))
+            assert np.hypot(red_y, red_x) == pytest.approx(reach, abs=2)  # neither scaled nor moved
+            assert np.degrees(np.arctan2(blue_y, -blue_x if mirrored else blue_x)) == pytest.approx(angle + 90, abs=3)
+            angles.append(angle)
+            if abs(angle) > 10:
+                assert found[0, 0].max() < 60 and found[-1, -1].max() < 60 and found[0, -1].max() < 60
+        assert -31 < min(angles) < -20 and 20 < max(angles) < 31
+        assert abs(np.mean(angles)) < 6 and np.std(angles) > 12  # even over ±30: a deviation of 17
+        assert 40 < flips < 80
+
+
+class TestLoading:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        write_photos(tmp_path, ["0.png", "1.png", "2.png"], size=(90, 50))
+        return tmp_path
+
+    def test_view_0_is_the_untouched_photo_squashed(self, folder: Path) -> None:
+        found = loaded(tasks(folder, ["0.png", "1.png"], augmentations=1))
+        for name in ("0.png", "1.png"):
+            with Image.open(folder / name) as image:
+                expected = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(found[name, 0], expected)
+
+    def test_augmentation_comes_before_the_squash(self, folder: Path) -> None:
+        found = loaded(tasks(folder, ["0.png"], augmentations=2))
+        with Image.open(folder / "0.png") as image:
+            rotated = augment(image.convert("RGB"), 42, "data/0.png", 2)
+        assert rotated.size == (90, 50)
+        expected = np.asarray(rotated.resize((64, 64), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(found["0.png", 2], expected)
+
+    def test_workers_order_and_missing_parts_do_not_matter(self, folder: Path) -> None:
+        everything = tasks(folder, ["0.png", "1.png", "2.png"], augmentations=3)
+        expected = loaded(everything)
+        assert len(expected) == 12
+        for found in (
+            loaded(everything, workers=2, batch_size=1),
+            loaded(everything[::-1], batch_size=5),
+            loaded(everything[7:]),
+        ):
+            for key, pixels in found.items():
+                np.testing.assert_array_equal(pixels, expected[key])
+
+    def test_an_augmented_run_begins_as_a_shorter_one(self, folder: Path) -> None:
+        long, short = (loaded(tasks(folder, ["0.png"], augmentations=n)) for n in (4, 2))
+        for key, pixels in short.items():
+            np.testing.assert_array_equal(pixels, long[key])
+
+    def test_batches_in_the_order_of_the_tasks(self, folder: Path) -> None:
+        work = tasks(folder, ["2.png", "0.png", "1.png"])
+        batches = list(load_batches(work, 32, PREPARE, LoadingSettings(2, 0), 2))
+        assert [len(batch) for batch in batches] == [2, 1]
+        assert [task for batch in batches for task in batch.tasks] == work
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_unreadable_photo_is_reported_and_the_others_come(self, folder: Path, workers: int) -> None:
+        (folder / "1.png").write_bytes(b"no image")
+        work = tasks(folder, ["0.png", "1.png", "2.png"], augmentations=1)
+        batches = list(load_batches(work, 32, PREPARE, LoadingSettings(3, workers), 3))
+        assert [t for b in batches for t in b.tasks] == [t for t in work if t.photo.path.name != "1.png"]
+        failed = [(task, reason) for batch in batches for task, reason in batch.failed]
+        assert [task for task, _ in failed] == [t for t in work if t.photo.path.name == "1.png"]
+        assert all("1.png" in reason for _, reason in failed)
+
+    def test_a_batch_of_unreadable_photos_alone(self, folder: Path) -> None:
+        (folder / "0.png").write_bytes(b"")
+        (batch,) = load_batches(tasks(folder, ["0.png"]), 32, PREPARE, LoadingSettings(1, 0), 1)
+        assert len(batch) == 0 and len(batch.failed) == 1
+
+    def test_pictures_are_kept_where_asked_for(self, folder: Path) -> None:
+        work = tasks(folder, ["0.png"])
+        (batch,) = load_batches(work, 32, PREPARE, LoadingSettings(1, 0), 1, keep_pictures=True)
+        assert [image.size for image in batch.pictures] == [(32, 32)]
+        (batch,) = load_batches(work, 32, PREPARE, LoadingSettings(1, 0), 1)
+        assert batch.pictures == []
+
+    def test_nothing_to_load(self) -> None:
+        assert list(load_batches([], 32, PREPARE, LoadingSettings(1, 2), 1)) == []
+
+    def test_workers_can_be_started_on_any_system(self, folder: Path) -> None:
+        """macOS, and Python from 3.14 on, hand the data set to its workers by pickle."""
+        loader = load_batches(tasks(folder, ["0.png"]), 32, PREPARE, LoadingSettings(1, 0), 1)
+        copy = pickle.loads(pickle.dumps(loader._dataset))
+        assert copy[0][0].photo.path.name == "0.png"
+
+    def test_part_of_a_batch(self) -> None:
+        work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(4)]
+        batch = Batch(work, {"x": torch.arange(4)}, [], [(work[0], "why")])
+        piece = batch.part(1, 3)
+        assert piece.tasks == work[1:3] and piece.inputs["x"].tolist() == [1, 2] and not piece.failed

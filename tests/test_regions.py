@@ -1,0 +1,211 @@
+"""Grounding DINO's boxes and SAM's masks against plain calls of the library, one picture at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import torch
+import transformers
+from conftest import picture
+from PIL import Image
+
+from pekit import regions
+from pekit.records import Regions
+
+SIZE = 518
+CPU = torch.device("cpu")
+PROMPTS = ("mug cup.", "red striped teddy bear.", "zzz unknown words lamp.", "kite.")
+
+
+@pytest.fixture(scope="module")
+def reference(models: Path) -> plain.Models:
+    return plain.Models(models)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [picture(seed, (SIZE, SIZE)) for seed in (1, 2, 3, 4)]
+
+
+class TestGrounder:
+    @pytest.fixture(scope="class")
+    def grounder(self, models: Path) -> regions.Grounder:
+        return regions.Grounder(str(models / "grounding"), SIZE, CPU, torch.float32)
+
+    def pixels(self, grounder: regions.Grounder, pictures: list[Image.Image]) -> torch.Tensor:
+        return torch.stack([grounder.prepare(image) for image in pictures])
+
+    def test_the_top_box_of_each_prompt(
+        self, grounder: regions.Grounder, pictures: list, reference: plain.Models
+    ) -> None:
+        found = grounder.ground(self.pixels(grounder, pictures), PROMPTS)
+        tops = set()
+        for image, prompt, region in zip(pictures, PROMPTS, found, strict=True):
+            boxes, scores = reference.boxes(image, prompt)
+            best = int(scores.argmax())
+            tops.add(best)
+            assert len(region) == 1 and region.masks is None
+            np.testing.assert_allclose(region.boxes_xyxy[0], boxes[best], atol=0.02)  # of 518 px
+            np.testing.assert_allclose(region.scores[0], scores[best], atol=1e-5)
+        assert len(tops) > 1  # not simply the first of the list
+
+    def test_several_prompts_at_once_equal_one_by_one(self, grounder: regions.Grounder, pictures: list) -> None:
+        pixels = self.pixels(grounder, pictures)
+        together = grounder.ground(pixels, PROMPTS)
+        for i, prompt in enumerate(PROMPTS):
+            (alone,) = grounder.ground(pixels[i : i + 1], [prompt])
+            np.testing.assert_allclose(together[i].boxes_xyxy, alone.boxes_xyxy, atol=0.02)
+            np.testing.assert_allclose(together[i].scores, alone.scores, atol=1e-5)
+
+    def test_the_prompt_matters(self, grounder: regions.Grounder, pictures: list) -> None:
+        pixels = self.pixels(grounder, pictures[:1])
+        scores = {prompt: float(grounder.ground(pixels, [prompt])[0].scores[0]) for prompt in PROMPTS}
+        assert len(set(scores.values())) == len(PROMPTS)
+
+    def test_proposals_are_the_boxes_for_object_above_the_score(
+        self, grounder: regions.Grounder, pictures: list, reference: plain.Models, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert regions.PROPOSAL_PROMPT == "object." and regions.PROPOSAL_SCORE == 0.01
+        pixels = self.pixels(grounder, pictures)
+        middle = float(np.median(reference.boxes(pictures[0], "object.")[1]))
+        for threshold in (0.01, middle):  # an untrained model gives nothing as little as 0.01
+            monkeypatch.setattr(regions, "PROPOSAL_SCORE", threshold)
+            for image, region in zip(pictures, grounder.propose(pixels), strict=True):
+                boxes, scores = reference.boxes(image, "object.")
+                kept = scores > threshold
+                np.testing.assert_allclose(region.boxes_xyxy, boxes[kept], atol=0.02)  # in the detector's order
+                np.testing.assert_allclose(region.scores, scores[kept], atol=1e-5)
+        assert 0 < len(region) < len(scores)
+
+    def test_the_score_is_the_largest_sigmoid_over_tokens(
+        self, grounder: regions.Grounder, pictures: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Known logits in place of the model's, from just below to just above the threshold."""
+        logits = torch.full((1, 5, 4), -torch.inf)
+        just = float(np.log(0.01 / 0.99))
+        for q, peak in enumerate((just - 0.01, just + 0.01, -20.0, 3.0, 0.0)):
+            logits[0, q, :3] = torch.tensor([peak - 1, peak, peak - 5])
+        boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4]]).repeat(5, 1) + torch.arange(5)[:, None] * 0.01
+
+        class Output:
+            pred_boxes = boxes[None]
+
+        Output.logits = logits  # type: ignore[attr-defined]
+        monkeypatch.setattr(type(grounder.model), "forward", lambda *a, **k: Output)
+        (found,) = grounder.propose(self.pixels(grounder, pictures[:1]))
+        expected = [1 / (1 + np.exp(-peak)) for peak in (just + 0.01, 3.0, 0.0)]
+        np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+        centre, extent = boxes[[1, 3, 4], :2] * SIZE, boxes[[1, 3, 4], 2:] * SIZE
+        corners = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)
+        np.testing.assert_allclose(found.boxes_xyxy, corners.numpy(), atol=1e-3)
+        (top,) = grounder.ground(self.pixels(grounder, pictures[:1]), ["mug."])
+        np.testing.assert_allclose(top.boxes_xyxy, corners[1:2].numpy(), atol=1e-3)
+
+        Output.logits = logits - 30  # type: ignore[attr-defined]
+        (none,) = grounder.propose(self.pixels(grounder, pictures[:1]))
+        assert len(none) == 0 and none.boxes_xyxy.shape == (0, 4)
+        (top,) = grounder.ground(self.pixels(grounder, pictures[:1]), ["mug."])  # however low
+        np.testing.assert_allclose(top.boxes_xyxy, corners[1:2].numpy(), atol=1e-3)
+
+
+class TestSegmenter:
+    @pytest.fixture(scope="class")
+    def segmenter(self, models: Path) -> regions.Segmenter:
+        return regions.Segmenter(str(models / "masks"), SIZE, CPU, torch.float32)
+
+    BOXES = np.array(
+        [[50.7, 60.2, 300.9, 410.5], [-20.0, 100.0, 200.3, 530.0], [300, 20, 310, 30], [0, 0, 518, 518]],
+        dtype=np.float32,
+    )
+
+    def test_the_mask_of_best_predicted_iou(
+        self, segmenter: regions.Segmenter, pictures: list, reference: plain.Models
+    ) -> None:
+        pixels = torch.stack([segmenter.prepare(image) for image in pictures])
+        found = segmenter.cut(pixels, self.BOXES)
+        assert found.shape == (4, SIZE, SIZE) and found.dtype == bool
+        telling = 0
+        for image, box, mask in zip(pictures, self.BOXES, found, strict=True):
+            masks, ious = reference.three_masks(image, box)
+            best = int(ious.argmax())
+            assert (mask != masks[best]).mean() < 1e-4
+            telling += any((mask != masks[other]).mean() > 0.01 for other in range(3) if other != best)
+        assert telling  # another of the three would have been seen
+
+    def test_a_batch_equals_one_by_one(self, segmenter: regions.Segmenter, pictures: list) -> None:
+        pixels = torch.stack([segmenter.prepare(image) for image in pictures])
+        together = segmenter.cut(pixels, self.BOXES)
+        for i in range(4):
+            alone = segmenter.cut(pixels[i : i + 1], self.BOXES[i : i + 1])
+            assert (together[i] != alone[0]).mean() < 1e-4
+
+    def test_the_box_matters_unrounded(self, segmenter: regions.Segmenter, pictures: list) -> None:
+        """The box given to the model is neither truncated nor clamped."""
+        given = []
+
+        def watch(module: object, args: tuple, kwargs: dict) -> None:
+            given.append(kwargs["input_boxes"])
+
+        handle = segmenter.model.register_forward_pre_hook(watch, with_kwargs=True)
+        segmenter.cut(segmenter.prepare(pictures[0])[None], self.BOXES[1:2])
+        handle.remove()
+        np.testing.assert_allclose(given[0].numpy().reshape(4), self.BOXES[1] * 192 / SIZE, rtol=1e-6)
+
+    def test_automatic_masks_that_are_too_small_are_dropped(
+        self, segmenter: regions.Segmenter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        masks = np.zeros((4, SIZE, SIZE), dtype=bool)
+        masks[0, 10:60, 20:60] = True  # 2000 px
+        masks[1, 10:60, 20:60] = True
+        masks[1, 10, 20] = False  # 1999 px
+        masks[2, 100:200, 100:200] = True
+        asked = {}
+
+        def pipeline(*args: object, **kwargs: object) -> object:
+            def generate(image: object, **options: float) -> dict:
+                asked.update(options)
+                return {"masks": list(masks), "scores": torch.tensor([0.97, 0.99, 0.96, 0.98])}
+
+            return generate
+
+        monkeypatch.setattr("transformers.pipeline", pipeline)
+        found = segmenter.everything(Image.new("RGB", (SIZE, SIZE)), 2000)
+        np.testing.assert_array_equal(found.masks, masks[[0, 2]])
+        np.testing.assert_array_equal(found.boxes_xyxy, [[20, 10, 60, 60], [100, 100, 200, 200]])
+        np.testing.assert_allclose(found.scores, [0.97, 0.96], atol=1e-6)
+        assert asked["pred_iou_thresh"] == 0.95
+        assert len(segmenter.everything(Image.new("RGB", (SIZE, SIZE)), 0)) == 3  # an empty mask is none
+
+    def test_automatic_masks_through_the_library(
+        self, segmenter: regions.Segmenter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = transformers.pipeline
+
+        def coarse(*args: object, **kwargs: object) -> object:  # 16 points in place of 1024
+            return partial(whole(*args, **kwargs), points_per_crop=4)
+
+        monkeypatch.setattr("transformers.pipeline", coarse)
+        found = segmenter.everything(picture(5, (SIZE, SIZE)), 100)
+        assert found.masks is not None and found.masks.shape == (len(found), SIZE, SIZE)
+        assert (found.scores >= 0.95).all() and (found.masks.sum((1, 2)) >= 100).all()
+
+
+def test_tight_boxes_of_masks() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((6, 40, 40)) < 0.01
+    masks[3] = False
+    masks[4] = True
+    found = regions.mask_boxes(masks)
+    for m, mask in enumerate(masks):
+        np.testing.assert_array_equal(found[m], plain.tight_box(mask) if mask.any() else [0, 0, 0, 0])
+
+
+def test_regions_check_their_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 4\)"):
+        Regions(np.zeros((3, 4)), np.zeros(2))
+    with pytest.raises(ValueError, match=r"\(2, S, S\)"):
+        Regions(np.zeros((2, 4)), np.zeros(2), np.zeros((3, 5, 5), dtype=bool))
