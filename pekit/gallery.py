@@ -77,8 +77,8 @@ def stored_views(folder: Path, concept: str) -> list[tuple[str, int]]:
 def choose_views(views: Sequence[tuple[str, int]], own: Path, variation: str, n_views: int, seed: int) -> list[int]:
     """Places in ``views`` of those in use.
 
-    A photo stored by the released code's ``normal`` run has the single view 1 and no view 0; that view is the
-    untouched photo.
+    The released code's ``normal`` run stores the untouched photo as view 1 and nothing else; where a concept has only
+    such views, they are read.
 
     Raises:
         UserError: there is none.
@@ -89,7 +89,8 @@ def choose_views(views: Sequence[tuple[str, int]], own: Path, variation: str, n_
     for place, (stem, augmentation) in enumerate(views):
         photos.setdefault(stem, {})[augmentation] = place
     if variation == "normal":
-        photos = {stem: {0: p.get(0, p.get(1, -1))} for stem, p in photos.items() if 0 in p or set(p) == {1}}
+        untouched = 1 if all(set(own_views) == {1} for own_views in photos.values()) else 0
+        photos = {stem: {0: p[untouched]} for stem, p in photos.items() if untouched in p}
     if not photos:
         raise UserError(
             f"no views of '{own.name}' in {own}: run extraction.py first, with the same --dataset, --features_folder, "

@@ -1,0 +1,159 @@
+"""Galleries from one file for all views, and matching in chunks, against the views' own files and plain loops."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pekit import gallery, retrieval
+from pekit.datasets import concept_of_folder
+from pekit.records import Concept, Gallery, UserError, View
+from pekit.views import save_view, view_file
+
+WIDTH = 16
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, list[Concept]]:
+    """Three concepts with 3, 5 and 12 photos, one augmentation each; the first view of the second has no patch."""
+    rng = np.random.default_rng(0)
+    names = ["red-mug", "old_lamp", "kite 10"]
+    for concept, photos in zip(names, (3, 5, 12), strict=True):
+        for photo in range(photos):
+            for augmentation in (0, 1):
+                empty = concept == "old_lamp" and photo == 0 and augmentation == 0
+                patches = rng.standard_normal((0 if empty else 4, WIDTH)).astype(np.float32)
+                descriptor = np.zeros(WIDTH, np.float32) if empty else patches.mean(0)
+                view = View(concept, f"train/{concept}/v{photo}.png", augmentation, patches, descriptor)
+                save_view(view_file(tmp_path, concept, f"v{photo}", augmentation), view)
+    return tmp_path, [concept_of_folder("yollava", name) for name in names]
+
+
+def consolidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "LARGE", 0)
+
+
+@pytest.mark.parametrize("variation", ["normal", "augment"])
+@pytest.mark.parametrize("n_views", [2, 4, 20])
+def test_one_file_holds_what_the_views_hold(stored, monkeypatch, variation, n_views) -> None:
+    folder, concepts = stored
+    single = gallery.load_gallery(folder, concepts, variation, n_views, seed=3)
+    assert not (folder / gallery.CONSOLIDATED).exists()
+    consolidate(monkeypatch)
+    whole = gallery.load_gallery(folder, concepts, variation, n_views, seed=3)
+    assert whole.files == single.files
+    assert whole.stems == single.stems
+    assert np.array_equal(whole.valid, single.valid)
+    assert whole.descriptors.dtype == np.float16
+    assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
+
+
+def test_concepts_in_another_order_and_number(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    some = [concepts[2], concepts[0]]
+    single = gallery.load_gallery(folder, some, "normal", 2, seed=1)
+    consolidate(monkeypatch)
+    whole = gallery.load_gallery(folder, some, "normal", 2, seed=1)
+    assert whole.keys == ("kite 10", "red-mug")
+    assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
+
+
+def test_the_file_is_written_anew_when_a_view_changes(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    before = gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    dated = (folder / gallery.CONSOLIDATED).stat().st_mtime_ns
+    gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    assert (folder / gallery.CONSOLIDATED).stat().st_mtime_ns == dated  # nothing changed, nothing written
+    ones = np.ones((2, WIDTH), np.float32)
+    save_view(view_file(folder, "red-mug", "v1", 0), View("red-mug", "v1.png", 0, ones, ones[0]))
+    after = gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    assert np.array_equal(after.descriptors[0, 1], np.ones(WIDTH))
+    assert not np.array_equal(before.descriptors[0, 1], np.ones(WIDTH))
+    (folder / "red-mug" / "v2_0.pt").unlink()
+    assert sum("red-mug" in name for name in gallery.load_gallery(folder, concepts, "normal", 3, seed=0).files) == 2
+
+
+def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
+    file = folder / gallery.CONSOLIDATED
+    file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
+
+
+def test_a_concept_without_views_is_named(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    with pytest.raises(UserError, match=r"no views of 'hat'.*extraction\.py"):
+        gallery.load_gallery(folder, [*concepts, concept_of_folder("yollava", "hat")], "normal", 3, seed=0)
+
+
+def test_few_views_are_told_once(stored, caplog) -> None:
+    folder, concepts = stored
+    with caplog.at_level(logging.WARNING):
+        gallery.load_gallery(folder, concepts, "normal", 5, seed=0)
+    assert [r.message for r in caplog.records if "fewer" in r.message] == [
+        "1 concepts have views of fewer than 5 photos, such as red-mug"
+    ]
+
+
+def random_gallery(rng: np.random.Generator, concepts: int, views: int, dtype: type) -> Gallery:
+    descriptors = rng.standard_normal((concepts, views, WIDTH)).astype(dtype)
+    valid = rng.random((concepts, views)) < 0.8
+    valid[:, 0] = True
+    return Gallery(tuple(Concept(str(i), "", "") for i in range(concepts)), descriptors, valid)
+
+
+def plain_similarities(proposals: np.ndarray, known: Gallery) -> np.ndarray:
+    result = np.full((len(proposals), len(known.concepts)), -np.inf)
+    for m, proposal in enumerate(proposals.astype(np.float64)):
+        for c in range(len(known.concepts)):
+            for view in known.descriptors[c][known.valid[c]].astype(np.float64):
+                cosine = proposal @ view / np.sqrt((proposal @ proposal) * (view @ view))
+                result[m, c] = max(result[m, c], cosine)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("resident", [0, 1 << 28])
+def test_chunks_change_nothing(monkeypatch, dtype, resident) -> None:
+    monkeypatch.setattr(retrieval, "RESIDENT_BYTES", resident)
+    monkeypatch.setattr(retrieval, "CHUNK_VIEWS", 7)  # neither a multiple of the views nor a divisor of the concepts
+    rng = np.random.default_rng(1)
+    known = random_gallery(rng, 11, 3, dtype)
+    proposals = rng.standard_normal((6, WIDTH)).astype(np.float32)
+    found = retrieval.Matcher(known, torch.device("cpu")).best_similarities(torch.from_numpy(proposals))
+    assert found.shape == (6, 11)
+    np.testing.assert_allclose(found, plain_similarities(proposals, known), atol=2e-6)
+
+
+def test_half_precision_keeps_decisions_but_ties_below_a_thousandth() -> None:
+    rng = np.random.default_rng(2)
+    known = random_gallery(rng, 40, 5, np.float32)
+    halved = Gallery(known.concepts, known.descriptors.astype(np.float16), known.valid)
+    proposals = torch.from_numpy(rng.standard_normal((500, WIDTH)).astype(np.float32))
+    exact = retrieval.Matcher(known, torch.device("cpu")).best_similarities(proposals)
+    half = retrieval.Matcher(halved, torch.device("cpu")).best_similarities(proposals)
+    two = np.sort(exact, axis=1)[:, -2:]
+    clear = (two[:, 1] - two[:, 0] > 1e-3) & (abs(two[:, 1] - 0.75) > 1e-3)
+    assert clear.sum() > 400
+    assert np.array_equal(exact.argmax(1)[clear], half.argmax(1)[clear])
+    assert np.array_equal(exact.max(1)[clear] > 0.75, half.max(1)[clear] > 0.75)
+    assert 0 < (exact.max(1) > 0.75).sum() < 500  # the threshold decides something
+
+
+def test_the_gallery_file_is_safe_and_half_the_size(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    gallery.load_gallery(folder, concepts, "augment", 20, seed=0)
+    file = folder / gallery.CONSOLIDATED
+    header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+    assert header["rows"]["dtype"] == "F16"
+    assert header["rows"]["shape"] == [40, WIDTH]
+    assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
