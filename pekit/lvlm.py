@@ -180,12 +180,20 @@ class LocalLvlm(Lvlm):
         """Read the weights.
 
         Raises:
-            UserError: they are not there, the model takes no images, or a device is not on this machine.
+            UserError: weights are missing or damaged, the model takes no images, or a device is not on this machine.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText
 
-        where = placement(self._settings)
-        model = self._checkpoint.part(AutoModelForImageTextToText, **where, **self._trust)
+        options = {**placement(self._settings), **self._trust, "output_loading_info": True}
+        try:
+            model, info = self._checkpoint.part(AutoModelForImageTextToText, **options)
+        except SafetensorError as error:
+            raise UserError(f"--vlm_model {self._settings.source} has a damaged weights file ({error})") from None
+        if missing := sorted(info["missing_keys"]):  # they would be random numbers
+            raise UserError(
+                f"--vlm_model {self._settings.source} lacks {len(missing)} weights ({missing[0]}): give a complete one"
+            )
         self._model = model.eval().requires_grad_(False)
 
     def _slow_images(self) -> None:

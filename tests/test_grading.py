@@ -283,14 +283,16 @@ def test_environment_stands_above_the_file(tmp_path: Path) -> None:
     azure = write_config(
         tmp_path, OPENAI_API_TYPE="azure", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://f", OPENAI_API_VERSION="1"
     )
-    assert read_judge_settings(azure, {"AZURE_OPENAI_API_KEY": "azure", "OPENAI_API_KEY": "env"}).endpoint.key == "azure"
+    assert (
+        read_judge_settings(azure, {"AZURE_OPENAI_API_KEY": "azure", "OPENAI_API_KEY": "env"}).endpoint.key == "azure"
+    )
 
 
 def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes") as server:
         config = write_config(
-            tmp_path, OPENAI_API_TYPE='"azure"', OPENAI_API_VERSION='"2024-10-21"', OPENAI_API_BASE=f'"{server.address}"',
-            OPENAI_API_KEY=f'"{SECRET}"', OPENAI_CHAT_MODEL='"my-deployment"',
+            tmp_path, OPENAI_API_TYPE='"azure"', OPENAI_API_VERSION='"2024-10-21"',
+            OPENAI_API_BASE=f'"{server.address}"', OPENAI_API_KEY=f'"{SECRET}"', OPENAI_CHAT_MODEL='"my-deployment"',
         )  # fmt: skip
         judge = Judge(read_judge_settings(config, {}), QUICK, tmp_path / "cache")
         assert judge.verdict("?", "a", "b").correct is True
@@ -308,7 +310,10 @@ def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:
         ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_TYPE": "azure"}, ["OPENAI_API_BASE"]),
         ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_TYPE": "other"}, ["OPENAI_API_TYPE"]),
         ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "TEMP": "warm"}, ["TEMP"]),
-        ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_BASE": "https://me:pw@host"}, ["config.ini"]),
+        (
+            {"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_BASE": "https://me:pw@host"},
+            ["config.ini"],
+        ),
     ],
 )
 def test_faulty_settings_are_named(tmp_path: Path, values: dict, words: list[str]) -> None:

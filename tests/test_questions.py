@@ -138,8 +138,14 @@ def test_own_names_with_underscores() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.png", "a/../../secret.png", "./yollava-data/../../secret.png", "{tmp}/secret.png", "a\\..\\..\\secret.png"],
-)  # fmt: skip
+    [
+        "../secret.png",
+        "a/../../secret.png",
+        "./yollava-data/../../secret.png",
+        "{tmp}/secret.png",
+        "a\\..\\..\\secret.png",
+    ],
+)
 def test_photos_may_not_leave_their_folders(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "secret.png")
     folder = tmp_path / "yollava-data"
@@ -217,7 +223,9 @@ def test_missing_file_and_no_askable_question(tmp_path: Path) -> None:
 
 def test_byte_order_mark_and_lists_of_questions(tmp_path: Path) -> None:
     file = tmp_path / "q.json"
-    file.write_text('\ufeff{"bo": {"0": [{"question": "1", "answer": "a"}, {"question": "2", "answer": "b"}]}}', "utf-8")
+    file.write_text(
+        '\ufeff{"bo": {"0": [{"question": "1", "answer": "a"}, {"question": "2", "answer": "b"}]}}', "utf-8"
+    )
     assert [item.question.text for item in read_questions(file, YOLLAVA, (), "yollava", True).items] == ["1", "2"]
 
 

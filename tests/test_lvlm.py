@@ -1,0 +1,407 @@
+"""LVLMs: the released wrap, local models of several architectures, served ones behind real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Shared, picture
+from PIL import Image
+from vqa_fixtures import SECRET, ChatServer, build_llava, build_lvlm_folder, build_qwen_vl, images_of, prompt_of
+
+from pekit.chat import Patience
+from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
+from pekit.records import UserError
+
+QUICK = Patience(attempts=3, first_wait=0.01, timeout=5)
+PROMPTS = ["What colour is it?", "Is the thing in the blue box on the left side? A.yes or B.no", "Why?"]
+
+
+@pytest.fixture(scope="module")
+def internvl(shared: Shared) -> Path:
+    return shared("vqa-internvl", build_lvlm_folder)
+
+
+def loaded(folder: Path, **settings: Any) -> LocalLvlm:
+    lvlm = LocalLvlm(LvlmSettings(str(folder), device="cpu", **settings))
+    lvlm.load()
+    return lvlm
+
+
+def replies(lvlm: Any, requests: list[Request]) -> list[str | None]:
+    texts = {request.tag: reply.text for request, reply in lvlm.answers(requests)}
+    return [texts[request.tag] for request in requests]
+
+
+def photo_requests(prompts: list[str] = PROMPTS) -> list[Request]:
+    return [Request(n, picture(n, (80 + 40 * n, 60)), prompt) for n, prompt in enumerate(prompts)]
+
+
+# --- wrap ---
+
+
+@pytest.mark.parametrize(
+    ("style", "with_image", "line_break", "expected"),
+    [
+        ("released", True, "\n", ["USER: ", IMAGE, "\nWhy?\nASSISTANT:"]),
+        ("released", True, "", ["USER: ", IMAGE, "Why?\nASSISTANT:"]),
+        ("released", False, "\n", ["USER: Why?\nASSISTANT:"]),
+        ("plain", True, "\n", [IMAGE, "Why?"]),
+        ("plain", False, "\n", ["Why?"]),
+    ],
+)
+def test_wrap(style: str, with_image: bool, line_break: str, expected: list) -> None:
+    assert wrap("Why?", style, with_image, line_break) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "port"),
+    [
+        ("OpenGVLab/InternVL3-14B", "OpenGVLab/InternVL3-14B-hf"),
+        ("OpenGVLab/InternVL3-1B-Instruct", "OpenGVLab/InternVL3-1B-Instruct-hf"),
+        ("OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-14B-hf"),
+        ("OpenGVLab/InternVL3_5-8B", "OpenGVLab/InternVL3_5-8B-HF"),
+        ("OpenGVLab/InternVL3_5-8B-HF", "OpenGVLab/InternVL3_5-8B-HF"),
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("me/InternVL3-14B", "me/InternVL3-14B"),
+    ],
+)
+def test_native_ports(name: str, port: str) -> None:
+    assert native_port(name) == port
+
+
+def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig
+
+    asked: list[str] = []
+
+    def from_pretrained(name: str, **options: Any) -> None:
+        asked.append(name)
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    for trusted in (False, True):
+        with pytest.raises(UserError, match="--vlm_model OpenGVLab/InternVL3-14B"):
+            LocalLvlm(LvlmSettings("OpenGVLab/InternVL3-14B", device="cpu", trust_remote_code=trusted))
+    assert asked == ["OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-14B"]
+
+
+# --- local models ---
+
+
+def inputs_of(lvlm: LocalLvlm, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the model is given."""
+    caught: dict = {}
+    generate = lvlm._model.generate
+
+    def spy(**inputs: Any) -> torch.Tensor:
+        caught.update(inputs)
+        return generate(**inputs)
+
+    monkeypatch.setattr(lvlm._model, "generate", spy)
+    list(lvlm.answers(requests))
+    return caught
+
+
+def test_internvl_is_given_the_released_wrap_inside_its_template(
+    internvl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvlm = loaded(internvl, batch_size=2, max_new_tokens=2)
+    given = inputs_of(lvlm, photo_requests(PROMPTS[:2]), monkeypatch)
+    texts = [text.replace("<IMG_CONTEXT>", "") for text in lvlm._processor.batch_decode(given["input_ids"])]
+    assert texts[1] == (
+        "<|im_start|>user\nUSER: <img></img>\nIs the thing in the blue box on the left side? A.yes or B.no\nASSISTANT:"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    padding = "<|endoftext|>" * int((given["attention_mask"][0] == 0).sum())
+    assert padding and texts[0] == (
+        f"{padding}<|im_start|>user\nUSER: <img></img>\nWhat colour is it?\nASSISTANT:<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert given["do_sample"] is False and given["max_new_tokens"] == 2
+    assert given["pixel_values"].shape == (2, 3, 192, 192)  # one tile each, whatever the aspect
+
+
+def test_plain_style(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lvlm = loaded(internvl, prompt_style="plain", max_new_tokens=1)
+    given = inputs_of(lvlm, photo_requests(PROMPTS[:1]), monkeypatch)
+    text = lvlm._processor.batch_decode(given["input_ids"])[0].replace("<IMG_CONTEXT>", "")
+    assert text == ("<|im_start|>user\n<img></img>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_one_tile_even_where_the_checkpoint_cuts_photos_up(internvl: Path, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    folder = tmp_path / "cutting"
+    shutil.copytree(internvl, folder)
+    config = folder / "processor_config.json"
+    config.write_text(config.read_text().replace('"crop_to_patches": false', '"crop_to_patches": true'))
+    lvlm = loaded(folder, max_new_tokens=1)
+    assert lvlm._processor.image_processor.crop_to_patches is True
+    given = inputs_of(lvlm, [Request(0, picture(0, (400, 100)), "Why?")], monkeypatch)
+    assert given["pixel_values"].shape == (1, 3, 192, 192)
+
+
+def test_photo_is_prepared_as_by_hand(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(3, (300, 200))
+    given = inputs_of(loaded(internvl, max_new_tokens=1), [Request(0, image, "Why?")], monkeypatch)
+    resized = np.asarray(image.resize((192, 192), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    expected = (resized - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(given["pixel_values"][0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def slow_reply(lvlm: LocalLvlm, request: Request, tokens: int) -> str:
+    """Greedy decoding, one whole forward pass per token, no cache, no padding."""
+    one_tile = {"crop_to_patches": False} if "InternVL" in type(lvlm._model).__name__ else {}
+    inputs = lvlm._processor.apply_chat_template(
+        [lvlm.conversation(request)],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"images_kwargs": one_tile},
+    )
+    ids, made = inputs["input_ids"], []
+    for _ in range(tokens):
+        with torch.no_grad():
+            logits = lvlm._model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+        token = int(logits[0, -1].argmax())
+        if token == lvlm._processor.tokenizer.eos_token_id:
+            break
+        made.append(token)
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+        if "mm_token_type_ids" in inputs:  # what was made is text
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 1))
+    return lvlm._processor.tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+def test_batched_replies_are_the_greedy_ones(internvl: Path) -> None:
+    lvlm = loaded(internvl, batch_size=3, max_new_tokens=5)
+    requests = photo_requests()
+    assert replies(lvlm, requests) == [slow_reply(lvlm, request, 5) for request in requests]
+
+
+def test_with_and_without_photos_in_one_batch(internvl: Path) -> None:
+    requests = [Request(0, picture(0), "Why?"), Request(1, None, "Why?"), Request(2, picture(1), "Who?")]
+    one_by_one = replies(loaded(internvl, max_new_tokens=4), requests)
+    assert replies(loaded(internvl, max_new_tokens=4, batch_size=3), requests) == one_by_one
+
+
+def test_running_out_of_memory_halves_the_batch(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lvlm = loaded(internvl, batch_size=4, max_new_tokens=1)
+    sizes: list[int] = []
+
+    def generate(batch: list[Request]) -> list[str]:
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return [request.prompt for request in batch]
+
+    monkeypatch.setattr(lvlm, "_generate", generate)
+    assert replies(lvlm, photo_requests()) == PROMPTS
+    assert sizes == [3, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("build", [build_llava, build_qwen_vl], ids=["llava", "qwen-vl"])
+def test_other_architectures_answer_through_their_own_template(
+    shared: Shared, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared(f"vqa-{build.__name__}", build)
+    lvlm = loaded(folder, batch_size=3, max_new_tokens=4)
+    requests = photo_requests()
+    assert replies(lvlm, requests) == [slow_reply(lvlm, request, 4) for request in requests]
+    assert replies(lvlm, [Request("text", None, "Why?")]) == [slow_reply(lvlm, Request("text", None, "Why?"), 4)]
+    given = inputs_of(lvlm, [Request(0, picture(0), "Why?")], monkeypatch)
+    text = lvlm._processor.batch_decode(given["input_ids"])[0]
+    image = lvlm._processor.image_token * text.count(lvlm._processor.image_token)
+    assert image
+    assert (
+        text
+        == {
+            "build_llava": f"USER: {image}\nWhy? ASSISTANT:",
+            "build_qwen_vl": f"<|im_start|>user\n<img>{image}</img>Why?<|im_end|>\n<|im_start|>assistant\n",
+        }[build.__name__]
+    )
+
+
+def test_faulty_models_are_named(internvl: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--vlm_model ./none.*no such folder"):
+        LocalLvlm(LvlmSettings("./none", device="cpu"))
+    mute = tmp_path / "mute"
+    shutil.copytree(internvl, mute)
+    (mute / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template"):
+        LocalLvlm(LvlmSettings(str(mute), device="cpu"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="--vlm_model"):
+        LocalLvlm(LvlmSettings(str(empty), device="cpu"))
+    shutil.copy(internvl / "chat_template.jinja", mute)
+    (mute / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="--vlm_model"):
+        loaded(mute)
+
+
+def test_missing_weights_are_not_made_up(internvl: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(internvl, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "multi_modal_projector" in name)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        loaded(folder)
+
+
+def test_remote_code_needs_its_flag(internvl: Path, tmp_path: Path) -> None:
+    folder, trace = tmp_path / "remote", tmp_path / "ran"
+    shutil.copytree(internvl, folder)
+    (folder / "own.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\nfrom transformers import PretrainedConfig\n"
+        "class OwnConfig(PretrainedConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}')
+    with pytest.raises(UserError):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu"))
+    assert not trace.exists()
+
+
+def test_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert placement(LvlmSettings("m", device="cpu")) == {
+        "device_map": {"": torch.device("cpu")},
+        "dtype": torch.float32,
+    }
+    assert placement(LvlmSettings("m", device="cpu", dtype="bfloat16"))["dtype"] == torch.bfloat16
+    monkeypatch.setattr("pekit.hub.pick_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * (device.index + 1), 9999))
+    assert placement(LvlmSettings("m")) == {"device_map": {"": torch.device("cuda:0")}, "dtype": torch.bfloat16}
+    assert placement(LvlmSettings("m", device_ids=(2,)))["device_map"] == {"": torch.device("cuda:2")}
+    assert placement(LvlmSettings("m", device_ids=(0, 1))) == {
+        "device_map": "auto", "max_memory": {0: 900, 1: 1800}, "dtype": torch.bfloat16
+    }  # fmt: skip
+
+
+# --- served ---
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "VLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def served(server: ChatServer, **settings: Any) -> ServedLvlm:
+    lvlm = open_lvlm(LvlmSettings("openai:my-model", base_url=server.url, **{"patience": QUICK, **settings}))
+    assert isinstance(lvlm, ServedLvlm)
+    return lvlm
+
+
+def test_photos_travel_as_png(no_key: pytest.MonkeyPatch) -> None:
+    image = picture(5, (70, 50))
+    with ChatServer(lambda body, n: " B. ") as server:
+        [(request, reply)] = served(server, max_new_tokens=17).answers([Request("tag", image, "Why? A.x or B.y")])
+    assert request.tag == "tag" and reply.text == "B." and reply.error == "" and reply.seconds > 0
+    [body] = server.bodies
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("my-model", 17, 0)
+    [message] = body["messages"]
+    assert message["role"] == "user" and [part["type"] for part in message["content"]] == ["image_url", "text"]
+    assert prompt_of(body) == "Why? A.x or B.y"
+    [url] = images_of(body)
+    head, data = url.split(",")
+    assert head == "data:image/png;base64"
+    received = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert received.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(received), np.asarray(image))
+    assert server.keys == ["Bearer none"]
+
+
+def test_released_wrap_when_served(no_key: pytest.MonkeyPatch) -> None:
+    requests = [Request(0, picture(0), "Why?")]
+    with ChatServer(lambda body, n: "A") as server:
+        list(served(server, prompt_style="released").answers(requests))
+        lvlm = open_lvlm(LvlmSettings("openai:OpenGVLab/InternVL3-14B", base_url=server.url, patience=QUICK))
+        list(lvlm.answers(requests))
+    for body in server.bodies:
+        content = body["messages"][0]["content"]
+        assert [part.get("text") for part in content] == ["USER: ", None, "\nWhy?\nASSISTANT:"]
+
+
+def test_as_many_requests_at_once_as_asked_for_and_no_photo_sooner(no_key: pytest.MonkeyPatch) -> None:
+    taken = itertools.count()
+
+    def requests() -> Iterator[Request]:
+        for n in range(12):
+            next(taken)
+            yield Request(n, None, f"question {n}")
+
+    with ChatServer(lambda body, n: prompt_of(body).upper(), delay=0.1) as server:
+        found = served(server, concurrency=4).answers(requests())
+        first = next(found)
+        assert next(taken) <= 5  # those in flight, and no more
+        rest = list(found)
+    assert server.most_at_once == 4
+    assert {request.tag: reply.text for request, reply in [first, *rest]} == {n: f"QUESTION {n}" for n in range(12)}
+
+
+def test_failures_are_retried_then_recorded_and_the_rest_goes_on(no_key: pytest.MonkeyPatch) -> None:
+    def answer(body: dict, n: int) -> Any:
+        if prompt_of(body) == "always":
+            return (503, "busy")
+        return (429, "slow down") if prompt_of(body) == "once" and n == seen["once"] else "fine"
+
+    seen = {"once": 3}  # the fourth request: after three tries of "always"
+    with ChatServer(answer) as server:
+        requests = [Request(n, None, prompt) for n, prompt in enumerate(["always", "once", "never"])]
+        found = {r.tag: reply for r, reply in served(server, concurrency=1).answers(requests)}
+    assert found[0].text is None and "InternalServerError" in found[0].error
+    assert (found[1].text, found[2].text) == ("fine", "fine")
+    assert [prompt_of(body) for body in server.bodies] == ["always"] * 3 + ["once"] * 2 + ["never"]
+
+
+def test_empty_replies_are_asked_again(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: ["", None, "A"][n]) as server:
+        [(_, reply)] = served(server).answers([Request(0, None, "?")])
+    assert reply.text == "A"
+
+
+def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("OPENAI_API_KEY", SECRET)
+    with ChatServer(lambda body, n: "A") as server:
+        list(served(server).answers([Request(0, None, "?")]))
+        assert server.keys == ["Bearer none"]  # another server does not get OpenAI's key
+        no_key.setenv("VLM_API_KEY", "sk-vlm-key")
+        list(served(server).answers([Request(0, None, "?")]))
+        assert server.keys[1:] == ["Bearer sk-vlm-key"]
+    no_key.setenv("VLM_API_KEY", SECRET)
+    with ChatServer(lambda body, n: (500, "broken")) as server:
+        lvlm = served(server)
+        [(_, reply)] = lvlm.answers([Request(0, None, "?")])
+    assert SECRET not in reply.error and "***" in reply.error
+    assert SECRET not in str(lvlm.describe())
+    with ChatServer(lambda body, n: (401, "who are you")) as server, pytest.raises(UserError) as caught:
+        list(served(server).answers([Request(0, None, "?")]))
+    assert "openai:my-model" in str(caught.value) and SECRET not in str(caught.value)
+
+
+def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="VLM_API_KEY"):
+        open_lvlm(LvlmSettings("openai:gpt-4o"))
+    with pytest.raises(UserError, match="password") as caught:
+        open_lvlm(LvlmSettings("openai:m", base_url="http://me:hidden@host/v1"))
+    assert "hidden" not in str(caught.value)
+
+
+def test_local_and_served_models_are_told_apart(internvl: Path) -> None:
+    assert isinstance(open_lvlm(LvlmSettings(str(internvl), device="cpu")), LocalLvlm)
+    assert SimpleNamespace(**open_lvlm(LvlmSettings("openai:m", base_url="http://h/v1")).describe()).source == "m"
