@@ -234,16 +234,18 @@ def _write(file: Path, folder: Path, signature: str) -> None:
         raise UserError(
             f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
         )
-    names = {
-        "concepts": list(stored),
-        "stems": [stem for views in stored.values() for stem, _ in views],
-        "augmentations": [augmentation for views in stored.values() for _, augmentation in views],
-    }
+    flat = [view for views in stored.values() for view in views]
     stacked = np.stack(rows)
     tensors = {
         "rows": torch.from_numpy(stacked),
         "valid": torch.from_numpy(stacked.any(1)),
         "starts": torch.from_numpy(np.cumsum([0, *map(len, stored.values())])),
-        "names": torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8),
+        "names": _names_tensor(list(stored), [stem for stem, _ in flat], [augmentation for _, augmentation in flat]),
     }
     write_atomically(file, save(tensors, {"signature": signature}))
+
+
+def _names_tensor(concepts: Sequence[str], stems: Sequence[str], augmentations: Sequence[int]) -> torch.Tensor:
+    """What the rows are, as UTF-8 JSON in a tensor: the file's own header is read whole whenever it is opened."""
+    names = {"concepts": concepts, "stems": stems, "augmentations": augmentations}
+    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)

@@ -1,0 +1,47 @@
+"""Everything beside the models, per photo: masks, pooling, matching, merging; the released steps against ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from drawn import PATCH, SIZE, random_boxes, random_gallery, random_grid
+from measuring import in_turn, parser, report
+from released import draw_masks, match, merge, pool
+
+from pekit import features
+from pekit.retrieval import Matcher, detect
+
+THRESHOLD = 0.75
+
+
+def main() -> None:
+    args = parser(__doc__, proposals=900, concepts=40, views=5, width=1024, seed=0).parse_args()
+    torch.set_num_threads(args.threads)
+    rng = np.random.default_rng(args.seed)
+    grid, proposed = random_grid(rng, args.width), random_boxes(rng, args.proposals)
+    gallery = random_gallery(rng, args.concepts, args.views, args.width, grid)
+    matcher, views = Matcher(gallery, torch.device("cpu")), torch.from_numpy(gallery.descriptors)
+
+    def released() -> dict[int, tuple[float, np.ndarray]]:
+        masks = draw_masks(np.clip(np.trunc(proposed), 0, SIZE), SIZE)
+        return merge(match(pool(grid, masks), views), masks, THRESHOLD)
+
+    def ours() -> list:
+        boxes = features.pixel_boxes(proposed, SIZE)
+        pooled, which = features.pool_boxes(grid, features.patch_rectangles(boxes, PATCH))
+        kept = which >= 0
+        return detect(matcher.best_similarities(pooled)[which[kept]], boxes[kept], gallery.keys, THRESHOLD, SIZE)
+
+    theirs, found = released(), {int(d.concept): d for d in ours()}
+    assert theirs.keys() == found.keys()
+    for concept, (score, box) in theirs.items():
+        assert abs(found[concept].score - score) < 1e-5
+        assert np.allclose(np.array(found[concept].box_xyxyn) * SIZE, box)
+    seconds = in_turn({"released steps": released, "pekit": ours}, args.repeats)
+    medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    report(args, seconds, "released steps", times_faster=round(medians["released steps"] / medians["pekit"], 1),
+           detections_equal=len(theirs))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
