@@ -6,10 +6,12 @@ import hashlib
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from pekit.cli import ModelSettings
@@ -25,6 +27,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 EDGE_BYTES = 1 << 20
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError)
 # role in recognition -> the option that names the checkpoint, the architectures that fit
 ROLES = {
     "grounding": ("--grounding_model", ("grounding-dino", "mm-grounding-dino")),
@@ -142,7 +145,7 @@ class _Explained:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if kind is None or not issubclass(kind, (OSError, ValueError, KeyError, RuntimeError)):
+        if kind is None or not issubclass(kind, LOADING_ERRORS):
             return
         if kind is torch.OutOfMemoryError:
             return

@@ -151,3 +151,73 @@ def write_multi(root: Path, concepts: Sequence[str], pairs: Sequence[str], train
     for p, pair in enumerate(pairs):
         write_photos(multi / "test" / pair, [f"{n}.png" for n in range(test)], seed=300 + p)
     return root
+
+
+# --- runs that several tests look at -------------------------------------------------------------------------------
+
+CONCEPTS = ("pig-cup", "lamp", "teddy-plush")
+THRESHOLDS = "0.5,0.9,0.95"
+TINY = ("--dino_img_size", 224, "--num_workers", 0)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable:
+    """Run a script's ``main`` in this process, which spares the imports: ``call(main, *args)``."""
+
+    def run(main: Callable[[list[str]], int], *args: object) -> subprocess.CompletedProcess[str]:
+        argv = [str(arg) for arg in args]
+        capsys.readouterr()
+        caplog.clear()
+        caplog.set_level("INFO")
+        try:
+            code = main(argv)
+        except SystemExit as leave:
+            code = leave.code  # type: ignore[assignment]
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(argv, code, printed.out, printed.err + caplog.text)
+
+    return run
+
+
+def run_folder(save_folder: Path) -> Path:
+    """The folder of the only run."""
+    (folder,) = (save_folder / "runs").iterdir()
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Relative name -> content of every file that is not hidden."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="session")
+def box_run(shared: Shared, models: Path) -> Path:
+    """yollava with box masks at full size: data/, features/, results/, what the scripts printed (.out, .err)."""
+
+    def build(folder: Path) -> None:
+        write_yollava(folder / "data", CONCEPTS, train=4, test=2)
+        common = ("--dataset", "yollava", "--data_folder", folder / "data", "--features_folder", folder / "features")
+        common = (*common, "--models", models, "--n_training_views", 3, "--num_workers", 0)
+        detect = ("--detect_thresh", THRESHOLDS, "--save_folder", folder / "results")
+        for name, options in (("extraction.py", ()), ("detection.py", detect)):
+            result = run_script(name, *common, *options)
+            assert_ran(result)
+            (folder / f"{name}.out").write_text(result.stdout)
+            (folder / f"{name}.err").write_text(result.stderr)
+
+    return shared("box", build)
+
+
+@pytest.fixture(scope="session")
+def sam_run(shared: Shared, models: Path) -> Path:
+    """yollava with SAM masks and augmentations, batched, shuffled and with workers: data/, features/."""
+
+    def build(folder: Path) -> None:
+        write_yollava(folder / "data", CONCEPTS, train=2, test=2)
+        options = ("--data_folder", folder / "data", "--features_folder", folder / "features", "--models", models)
+        options = (*options, "--grounding_sam", "--variation", "augment", "--n_augment", 2, "--n_training_views", 2)
+        options = (*options, "--batch_size", 3, "--num_workers", 2, "--shuffle", "--dino_img_size", 224)
+        assert_ran(run_script("extraction.py", "--dataset", "yollava", *options))
+
+    return shared("sam", build)

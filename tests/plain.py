@@ -81,9 +81,7 @@ def box_mask(box: np.ndarray, size: int) -> np.ndarray:
     """Draw a filled box: corners cut to whole numbers and pushed back into the picture."""
     mask = np.zeros((size, size), dtype=bool)
     x0, y0, x1, y1 = (min(max(int(corner), 0), size) for corner in box)
-    for y in range(y0, y1):
-        for x in range(x0, x1):
-            mask[y, x] = True
+    mask[y0:y1, x0:x1] = True
     return mask
 
 

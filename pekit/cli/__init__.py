@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from pekit.records import UserError
@@ -119,9 +119,9 @@ def thresholds(text: str) -> tuple[float, ...]:
             values = [first + i * step for i in range(int((last - first) / step) + 1)]
         else:
             values = [Decimal(part) for part in text.split(",")]
-    except (InvalidOperation, ValueError):
+    except (ArithmeticError, ValueError):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number, a list 0.5,0.75 or a range 0.5:0.9:0.05") from None
-    if any(not -1 <= value <= 1 for value in values):
+    if not all(value.is_finite() and -1 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"'{text}' holds a value that no cosine similarity can have (-1 to 1)")
     return tuple(dict.fromkeys(float(value) for value in values))
 

@@ -1,0 +1,331 @@
+"""extraction.py on miniatures: its files against the method done slowly, and what must not change them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import torch
+from conftest import (
+    CONCEPTS,
+    ROOT,
+    TINY,
+    assert_ran,
+    assert_refused,
+    files_of,
+    script_environment,
+    write_multi,
+    write_photos,
+    write_this_is_my,
+    write_yollava,
+)
+from PIL import Image
+
+from pekit.cli.extraction import main
+from pekit.pictures import augment
+
+PROMPTS = {"pig-cup": "pig cup.", "lamp": "lamp.", "teddy-plush": "teddy plush."}
+
+
+def options(folder: Path, models: Path, dataset: str = "yollava") -> tuple:
+    return (
+        *("--dataset", dataset, "--data_folder", folder / "data", "--features_folder", folder / "features"),
+        *("--models", models, *TINY),
+    )
+
+
+def stored(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def descriptor_of(content: dict) -> np.ndarray:
+    (values,) = (v for v in content.values() if torch.is_tensor(v) and v.dtype == torch.float32)
+    return values.numpy()
+
+
+class TestAgainstTheMethodDoneSlowly:
+    def test_box_masks(self, box_run: Path, models: Path) -> None:
+        reference = plain.Models(models)
+        folder = box_run / "features/yollava/extracted_features"
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")}
+        assert names == {f"{key}/{n}_0.pt" for key in CONCEPTS for n in range(3)}  # the first three of four
+        left = 0
+        for key in CONCEPTS:
+            for n in range(3):
+                picture = plain.squash(box_run / f"data/YoLLaVA/train/{key}/{n}.png", 518)
+                boxes, scores = reference.boxes(picture, PROMPTS[key])
+                box = boxes[scores.argmax()]
+                left += box.min() < 0 or box.max() > 518
+                expected = plain.patches(plain.box_mask(box, 518), reference.grid(picture), 14)
+                content = stored(folder / key / f"{n}_0.pt")
+                assert content["dino_obj_features"].shape == expected.shape
+                np.testing.assert_allclose(content["dino_obj_features"].float().numpy(), expected, atol=3e-3)
+                if len(expected):
+                    np.testing.assert_allclose(descriptor_of(content), expected.mean(0), atol=2e-5)
+                assert content["class_label"] == key.replace("-", " ")
+                assert content["img_path"] == f"YoLLaVA/train/{key}/{n}.png"
+
+    def test_sam_masks_and_augmentations(self, sam_run: Path, models: Path) -> None:
+        reference = plain.Models(models)
+        folder = sam_run / "features/yollava/extracted_features/gsam"
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")}
+        assert names == {f"{key}/{n}_{a}.pt" for key in CONCEPTS for n in range(2) for a in range(3)}
+        seen = 0
+        for key in CONCEPTS:
+            for number in range(3):
+                name = f"YoLLaVA/train/{key}/1.png"
+                image = Image.open(sam_run / "data" / name).convert("RGB")
+                if number:
+                    image = augment(image, 42, name, number)
+                picture = image.resize((224, 224), Image.Resampling.BILINEAR)
+                boxes, scores = reference.boxes(picture, PROMPTS[key])
+                masks, ious = reference.three_masks(picture, boxes[scores.argmax()])
+                expected = plain.patches(masks[ious.argmax()], reference.grid(picture), 14)
+                content = stored(folder / key / f"1_{number}.pt")
+                assert content["dino_obj_features"].shape == expected.shape
+                np.testing.assert_allclose(content["dino_obj_features"].float().numpy(), expected, atol=3e-3)
+                if len(expected):
+                    seen += 1
+                    np.testing.assert_allclose(descriptor_of(content), expected.mean(0), atol=2e-5)
+        assert seen > 4
+
+
+class TestManifest:
+    def test_what_the_views_were_made_with(self, box_run: Path, sam_run: Path) -> None:
+        box = json.loads((box_run / "features/yollava/extracted_features/manifest.json").read_text())
+        assert box["mask_kind"] == "box" and box["size"] == 518 and box["seed"] == 42
+        assert set(box["models"]) == {"grounding", "features"}
+        assert {"torch", "transformers", "numpy", "pillow"} <= set(box["versions"])
+        sam = json.loads((sam_run / "features/yollava/extracted_features/gsam/manifest.json").read_text())
+        assert sam["mask_kind"] == "sam" and set(sam["models"]) == {"grounding", "features", "masks"}
+
+    def test_views_of_other_models_are_not_mixed(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        from pekit.sample.models.features import build_features
+
+        build_features(tmp_path / "other-features", seed=99)
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        shutil.copytree(box_run / "data", tmp_path / "data")
+        before = files_of(tmp_path / "features")
+        common = (
+            "--dataset",
+            "yollava",
+            "--data_folder",
+            tmp_path / "data",
+            "--features_folder",
+            tmp_path / "features",
+        )
+        common = (*common, "--models", models, "--num_workers", 0, "--n_training_views", 4)
+        result = call(main, *common, "--dino_model", tmp_path / "other-features")
+        assert_refused(result, "features", "other-features", str(models / "features"), "--overwrite")
+        assert_refused(call(main, *common, "--dino_img_size", 224), "518", "224")
+        assert files_of(tmp_path / "features") == before
+        copied = tmp_path / "moved-models"
+        shutil.copytree(models, copied)
+        common = (*common, "--limit", 4)  # one photo of the first concept is new
+        result = call(main, *common, "--models", copied)  # the same models in another place
+        assert_ran(result)
+        assert "1 views made, 3 kept" in result.stdout
+
+    def test_overwrite_replaces_views_of_other_models(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        shutil.copytree(box_run / "data", tmp_path / "data")
+        result = call(main, *options(tmp_path, models), "--n_training_views", 1, "--overwrite")
+        assert_ran(result)
+        folder = tmp_path / "features/yollava/extracted_features"
+        assert sorted(path.name for path in folder.glob("*/*.pt")) == ["0_0.pt"] * 3  # none of the old ones is left
+        assert json.loads((folder / "manifest.json").read_text())["size"] == 224
+
+
+class TestTheSameFilesHoweverTheyAreMade:
+    def test_again_with_other_workers_and_order(
+        self, sam_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        (tmp_path / "data").symlink_to(sam_run / "data")
+        result = call(
+            main,
+            *(*options(tmp_path, models), "--grounding_sam", "True", "--variation", "augment", "--n_augment", 2),
+            *("--n_training_views", 2, "--batch_size", 3),
+        )
+        assert_ran(result)
+        made, expected = (files_of(folder / "features") for folder in (tmp_path, sam_run))
+        assert made.keys() == expected.keys()
+        for name in made:
+            if name.endswith(".pt"):  # another order puts other pictures into a batch: equal but for the last bits
+                one, two = (stored(folder / "features" / name) for folder in (tmp_path, sam_run))
+                assert one["dino_obj_features"].shape == two["dino_obj_features"].shape
+                np.testing.assert_allclose(descriptor_of(one), descriptor_of(two), atol=1e-5)
+
+    def test_twice_the_same_command_gives_the_same_bytes(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        common = ("--dataset", "yollava", "--data_folder", box_run / "data", "--models", models, "--num_workers", 0)
+        common = (*common, "--n_training_views", 3)
+        assert_ran(call(main, *common, "--features_folder", tmp_path / "features"))
+        assert files_of(tmp_path / "features") == files_of(box_run / "features")
+
+    def test_a_normal_run_is_the_first_part_of_an_augmented_one(
+        self, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:2], train=2, test=1)
+        folder = tmp_path / "features/yollava/extracted_features"
+        result = call(main, *options(tmp_path, models))
+        assert_ran(result)
+        assert "4 views made, 0 kept" in result.stdout
+        first = files_of(folder)
+        again = call(main, *options(tmp_path, models))
+        assert "0 views made, 4 kept" in again.stdout
+        more = call(main, *options(tmp_path, models), "--variation", "augment", "--n_augment", 2)
+        assert "8 views made, 4 kept" in more.stdout
+        both = files_of(folder)
+        assert {name: both[name] for name in first if name.endswith(".pt")} == {
+            name: content for name, content in first.items() if name.endswith(".pt")
+        }
+        shutil.rmtree(tmp_path / "features")
+        assert_ran(call(main, *options(tmp_path, models), "--variation", "augment", "--n_augment", 2))
+        assert files_of(folder) == both
+        assert_refused(
+            call(main, *options(tmp_path, models), "--variation", "augment", "--n_augment", 3, "--seed", 7), "42", "7"
+        )
+
+    def test_going_on_after_a_kill(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:2], train=3, test=1)
+        run = (*options(tmp_path, models), "--variation", "augment", "--n_augment", 3)
+        whole = tmp_path / "whole"
+        assert_ran(call(main, *run, "--features_folder", whole))
+
+        command = [sys.executable, str(ROOT / "extraction.py"), *map(str, run)]
+        folder = tmp_path / "features/yollava/extracted_features"
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=script_environment()) as process:
+            end = time.monotonic() + 200
+            while len(list(folder.glob("*/*.pt"))) < 4 and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+        finished = list(folder.glob("*/*.pt"))
+        assert 4 <= len(finished) < 24
+        for path in finished:
+            stored(path)  # whole, every one
+        result = call(main, *run)
+        assert_ran(result)
+        assert f"{24 - len(finished)} views made, {len(finished)} kept" in result.stdout
+        assert files_of(tmp_path / "features") == files_of(whole)
+
+
+class TestPhotosThatCannotBeRead:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        write_yollava(tmp_path / "data", CONCEPTS[:2], train=2, test=1)
+        (tmp_path / "data/YoLLaVA/train/lamp/1.png").write_bytes(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
+        )
+        return tmp_path
+
+    def test_the_others_are_finished(self, folder: Path, models: Path, call: Callable) -> None:
+        result = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 1)
+        assert_ran(result, 1)
+        made = sorted(path.relative_to(folder / "features").as_posix() for path in folder.glob("features/**/*.pt"))
+        assert [name.split("extracted_features/")[1] for name in made] == [
+            "lamp/0_0.pt", "lamp/0_1.pt", "pig-cup/0_0.pt", "pig-cup/0_1.pt", "pig-cup/1_0.pt", "pig-cup/1_1.pt"
+        ]  # fmt: skip
+        assert "lamp/1.png" in result.stdout and "git lfs pull" in result.stdout
+        assert "1 of 4 photos" in result.stdout and "6 views made" in result.stdout
+
+    def test_strict_stops(self, folder: Path, models: Path, call: Callable) -> None:
+        assert_refused(call(main, *options(folder, models), "--strict"), "lamp/1.png", "--strict")
+
+
+class TestOtherLayouts:
+    def test_this_is_my(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_this_is_my(tmp_path / "data", ["Alexs hat-hat", "Nikkis car-car"], train=1, test=0)
+        result = call(main, *options(tmp_path, models, "this-is-my"), "--grounding_sam", "False")
+        assert_ran(result)
+        folder = tmp_path / "features/this-is-my/extracted_features"
+        assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.pt")) == [
+            "Alexs hat-hat/v0_0.pt",
+            "Nikkis car-car/v0_0.pt",
+        ]
+        content = stored(folder / "Alexs hat-hat/v0_0.pt")
+        assert content["class_label"] == "Alexs hat hat"
+        assert content["img_path"] == "This-is-My-Img/Single-concept/train/Alexs hat-hat/v0.png"
+
+    def test_multi_concept_with_sam(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_multi(tmp_path / "data", ["Alex-woman"], [], train=1)
+        assert_ran(call(main, *options(tmp_path, models, "this-is-my"), "--multi_concept", "--grounding_sam"))
+        assert (tmp_path / "features/this-is-my/multi_concept/extracted_features/gsam/Alex-woman/v0_0.pt").is_file()
+
+    def test_masks_smaller_than_asked_for_are_empty(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_photos(tmp_path / "data/myvlm/data/red_chicken", ["red_chicken_1.jpg"])
+        run = (*options(tmp_path, models, "myvlm"), "--grounding_sam", "--min_mask_area", 224 * 224 + 1)
+        result = call(main, *run)
+        assert_ran(result)
+        content = stored(tmp_path / "features/myvlm/extracted_features/gsam/red_chicken/red_chicken_1_0.pt")
+        assert content["dino_obj_features"].shape == (0, 96)
+        assert "red_chicken_1" in result.stderr and "no patch" in result.stderr
+
+
+class TestModelsThatCannotBeUsed:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=1, test=1)
+        return tmp_path
+
+    def test_wrong_folders_and_architectures(self, folder: Path, models: Path, call: Callable) -> None:
+        run = options(folder, models)
+        (folder / "empty").mkdir()
+        assert_refused(call(main, *run, "--dino_model", folder / "nowhere"), "--dino_model", "nowhere")
+        assert_refused(call(main, *run, "--grounding_model", folder / "empty"), "--grounding_model", "config.json")
+        assert_refused(call(main, *run, "--dino_model", models / "masks"), "--dino_model", "sam", "dinov2")
+        assert_refused(call(main, *run, "--grounding_sam", "--sam_model", models / "features"), "--sam_model", "dinov2")
+        assert_refused(call(main, *run, "--models", folder / "empty"), "features")
+        assert not (folder / "features").exists()
+
+    def test_incomplete_and_damaged_checkpoints(self, folder: Path, models: Path, call: Callable) -> None:
+        from safetensors.torch import load_file, save_file
+
+        run = options(folder, models)
+        for name in ("none", "part", "torn"):
+            shutil.copytree(models / "features", folder / name)
+        (folder / "none/model.safetensors").unlink()
+        weights = load_file(folder / "part/model.safetensors")
+        del weights["layernorm.weight"]
+        save_file(weights, folder / "part/model.safetensors", metadata={"format": "pt"})
+        torn = folder / "torn/model.safetensors"
+        torn.write_bytes(torn.read_bytes()[:5000])
+        for name in ("none", "part", "torn"):
+            assert_refused(call(main, *run, "--dino_model", folder / name), "--dino_model", name)
+
+    def test_sam_is_not_read_where_it_is_not_used(self, folder: Path, models: Path, call: Callable) -> None:
+        assert_ran(call(main, *options(folder, models), "--sam_model", folder / "nowhere"))
+
+    def test_a_device_that_is_not_here(self, folder: Path, models: Path, call: Callable) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("this machine has the device")
+        assert_refused(call(main, *options(folder, models), "--device", "cuda"), "--device cuda")
+        assert_refused(call(main, *options(folder, models), "--device", "toaster"), "--device toaster")
+
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_a_hub_id_without_network(self, folder: Path, models: Path, offline: bool) -> None:
+        from conftest import run_script
+
+        nobody = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+        start = time.monotonic()
+        result = run_script(
+            "extraction.py",
+            *(*options(folder, models), "--dino_model", "facebook/dinov2-large", *(["--offline"] * offline)),
+            env=nobody,
+        )
+        assert_refused(result, "--dino_model facebook/dinov2-large", "network")
+        assert time.monotonic() - start < 100  # importing takes most of it on a busy machine
