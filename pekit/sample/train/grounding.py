@@ -21,12 +21,12 @@ from pekit.sample.train.scenes import StoredScene, augment, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 4000
+STEPS = 2600
 BATCH = 12
 LEARNING_RATE = 1e-3
 WARM_UP = 200
 DECAY_SHARE = 0.3
-EMA = 0.998
+EMA = 0.99
 SMALL_SIDE, SMALL_SHARE = 96, 0.55  # small pictures teach much of it at two thirds of the time
 SAVE_EVERY = 100
 _FULL_STOP = 1012

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
 _SYLLABLES = ("ba", "do", "ki", "lu", "mo", "ne", "ra", "si", "to", "vu", "zi", "pel")
