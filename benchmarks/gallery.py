@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import in_turn, parser, report
 from safetensors.torch import save_file
 
+from benchmarks.measuring import in_turn, parser, report
 from pekit import gallery
 from pekit.datasets import concept_of_folder
 from pekit.retrieval import CHUNK_VIEWS, Matcher

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from drawn import PATCH, SIZE, random_boxes, random_grid
-from measuring import in_turn, parser, report
 
+from benchmarks.drawn import PATCH, SIZE, random_boxes, random_grid
+from benchmarks.measuring import in_turn, parser, report
 from pekit import features
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from drawn import PATCH, SIZE, random_boxes, random_gallery, random_grid
-from measuring import in_turn, parser, report
-from released import draw_masks, match, merge, pool
 
+from benchmarks.drawn import PATCH, SIZE, random_boxes, random_gallery, random_grid
+from benchmarks.measuring import in_turn, parser, report
+from benchmarks.released import draw_masks, match, merge, pool
 from pekit import features
 from pekit.retrieval import Matcher, detect
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -94,18 +95,20 @@ def run_detection(
     _check_views(settings.views_folder, sources, models, loading)
     photos = _tested(photos, gallery, settings)
     config = _config(settings, models, loading, sources, gallery, photos)
-    folder = gather(_run_folder(settings, config) if shard.rank == 0 else None, shard)[0]
-    if folder is None:
-        raise ValueError("the first process gave no run folder")
+    lock = None
+    folder = settings.save_folder
+    if shard.rank == 0:
+        folder, lock = _run_folder(settings, config)
+    folder = gather(folder, shard)[0]
 
     # one file per process and start: a file cut short by an interruption is never appended to
-    done = {
-        record["photo"]: record for part in sorted(folder.glob("part-*.jsonl")) for record in results.read_jsonl(part)
-    }
+    parts = sorted(folder.glob("part-*.jsonl"))
+    records = [record for part in parts for record in results.read_jsonl(part)]
+    done = {record["photo"]: record for record in records if not record["error"]}
     todo = [photo for photo in shard.share(photos) if photo.name not in done]
     if todo:
         recognizer = Recognizer(models, ground=not segment, segment=segment)
-        part = folder / f"part-{len(list(folder.glob('part-*.jsonl'))):04d}-{shard.rank}.jsonl"
+        part = folder / f"part-{len(parts):04d}-{shard.rank}.jsonl"
         matched = match_photos(recognizer, todo, gallery, loading, settings.min_mask_area)
         with part.open("w", encoding="utf-8") as file:
             for matches in tqdm(matched, total=len(todo), desc="detecting", unit="photo"):
@@ -129,6 +132,9 @@ def run_detection(
         for part in folder.glob("part-*.jsonl"):
             part.unlink()
         results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
+        (folder / ".lock").unlink(missing_ok=True)
+    if lock:
+        lock.close()
     return DetectionReport(folder, tables, len(photos), failed)
 
 
@@ -196,8 +202,8 @@ def _config(
     )
 
 
-def _run_folder(settings: DetectionSettings, config: dict) -> Path:
-    """The folder of an interrupted run of the same configuration, or a new one."""
+def _run_folder(settings: DetectionSettings, config: dict) -> tuple[Path, IO | None]:
+    """The folder of an interrupted run of the same configuration, or a new one; and the lock that holds it."""
 
     def decisive(config: dict) -> dict:  # device, workers and batches may change between the two
         models = {k: v for k, v in config["model_settings"].items() if k not in ("device", "compile", "offline")}
@@ -209,12 +215,15 @@ def _run_folder(settings: DetectionSettings, config: dict) -> Path:
 
     runs = settings.save_folder / "runs"
     for file in sorted(runs.glob(f"*-{settings.name}/config.json")) if runs.is_dir() else ():
-        if not (file.parent / "summary.json").exists() and decisive(json.loads(file.read_text())) == decisive(config):
+        interrupted = not (file.parent / "summary.json").exists()
+        same = interrupted and decisive(json.loads(file.read_text(encoding="utf-8"))) == decisive(config)
+        if same and (lock := results.claim(file.parent)):
             log.info("going on with the run in %s", file.parent)
-            return file.parent
+            return file.parent, lock
     folder = results.new_run_folder(runs, f"-{settings.name}")
+    lock = results.claim(folder)
     results.write_json(folder / "config.json", config)
-    return folder
+    return folder, lock
 
 
 def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, size: int) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -55,6 +56,21 @@ def new_run_folder(parent: Path, suffix: str = "") -> Path:
             continue
         return folder
     raise FileExistsError(f"no free run folder under {parent}")
+
+
+def claim(folder: Path) -> IO | None:
+    """Hold a run folder for as long as the process lives, or the file returned is open.
+
+    Returns:
+        The open lock file; None where another process holds the folder.
+    """
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Checkpoints of the paper's sizes with random weights, built from the published configurations; no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    SamConfig,
+    SamModel,
+    SwinConfig,
+)
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+WORDS = ("object", "my", "red", "mug")
+
+
+def _tokenizer() -> BertTokenizer:
+    fixed = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    fixed |= {2000 + i: word for i, word in enumerate(WORDS)}
+    return BertTokenizer(vocab={fixed.get(i, f"[unused{i}]"): i for i in range(30522)})
+
+
+def build(folder: Path, roles: tuple[str, ...] = ("grounding", "features"), seed: int = 0) -> Path:
+    """Write grounding-dino-base, dinov2-large and, where asked for, sam-vit-base with random weights.
+
+    Args:
+        folder: gets grounding/, features/ and masks/, as ``--models FOLDER`` reads them; what is there is kept.
+        roles: which of them.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    if "grounding" in roles and not (folder / "grounding").exists():
+        backbone = SwinConfig(
+            image_size=384, embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12,
+            out_indices=[2, 3, 4],
+        )  # fmt: skip
+        GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone)).save_pretrained(
+            folder / "grounding"
+        )
+        GroundingDinoImageProcessorPil().save_pretrained(folder / "grounding")
+        _tokenizer().save_pretrained(folder / "grounding")
+    if "features" in roles and not (folder / "features").exists():
+        large = Dinov2Config(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14
+        )
+        Dinov2Model(large).save_pretrained(folder / "features")
+        BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(
+            folder / "features"
+        )
+    if "masks" in roles and not (folder / "masks").exists():
+        SamModel(SamConfig()).save_pretrained(folder / "masks")
+        SamImageProcessorPil().save_pretrained(folder / "masks")
+    return folder

@@ -1,0 +1,50 @@
+"""Several processes of one run against one process: wall time of detection.py on the sample, start-up included.
+
+On a machine with GPUs, ``--device auto --processes 4`` compares one GPU with four.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measuring import in_turn, parser, report
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    options = parser(__doc__, processes=2)
+    options.add_argument("--datasets", type=Path, help="from python -m pekit.sample; drawn where left out")
+    options.add_argument("--models", default="sample")
+    options.add_argument("--device", default="cpu")
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        datasets = args.datasets or folder / "datasets"
+        if args.datasets is None:
+            run("-m", "pekit.sample", "--out", str(datasets))
+        shared = ["--dataset", "yollava", "--data_folder", str(datasets), "--features_folder", str(folder / "features"),
+                  "--models", args.models, "--device", args.device, "--n_training_views", "3"]  # fmt: skip
+        run(str(ROOT / "extraction.py"), *shared)
+        detect = [str(ROOT / "detection.py"), *shared, "--save_folder", str(folder / "results")]
+        ids = ",".join(str(i) for i in range(args.processes))
+        threads = max(1, args.threads // args.processes)
+        sides = {
+            "one process": lambda: run(*detect, OMP_NUM_THREADS=str(threads)),
+            f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=str(threads)),
+        }
+        report(args, in_turn(sides, args.repeats), "one process", threads_of_each_process=threads)
+
+
+def run(*command: str, **environment: str) -> None:
+    """Run one of PeKit's commands quietly."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=env)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every benchmark runs at toy size and reports what it says it measures. Times are not tested."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_yollava
+
+TOY = {
+    "recognition": ("--proposals", "20", "--concepts", "3", "--views", "2", "--width", "16"),
+    "pooling": ("--proposals", "20", "--width", "16"),
+    "gallery": ("--proposals", "5", "--concepts", "30", "--views", "2", "--width", "16"),
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict]:
+    """Run a benchmark in this process with options; its JSON result."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def measure(name: str, *options: str) -> dict:
+        result = tmp_path / "result.json"
+        shared = ["--repeats", "1", "--threads", str(torch.get_num_threads()), "--json", str(result)]
+        monkeypatch.setattr(sys, "argv", [name, *shared, *options])
+        importlib.import_module(f"benchmarks.{name}").main()
+        return json.loads(result.read_text())
+
+    return measure
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_runs_at_toy_size(name: str, run: Callable[..., dict]) -> None:
+    found = run(name, *TOY[name])
+    assert len(found["medians"]) >= 2
+    assert found["ratios"][found["base"]] == 1
+    assert all(value > 0 for value in found["medians"].values())
+
+
+def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]) -> None:
+    options = ("--photos", "2", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
+    assert set(run("extraction", *options)["medians"]) == {"bare passes", "extraction", "detection"}
+
+
+def test_processes_against_one(models: Path, run: Callable[..., dict], tmp_path: Path) -> None:
+    write_yollava(tmp_path / "datasets", ["red-mug"], train=2, test=1)
+    found = run("workers", "--models", str(models), "--datasets", str(tmp_path / "datasets"))
+    assert set(found["medians"]) == {"one process", "2 processes"}
