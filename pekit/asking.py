@@ -20,7 +20,7 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
-from pekit.detecting import _check_views as check_views
+from pekit.detecting import check_views
 from pekit.gallery import load_gallery
 from pekit.grading import Judge, grade
 from pekit.hub import identify

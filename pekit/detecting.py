@@ -92,7 +92,7 @@ def run_detection(
     )
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
-    _check_views(settings.views_folder, sources, models, loading)
+    check_views(settings.views_folder, sources, models, loading)
     photos = _tested(photos, gallery, settings)
     config = _config(settings, models, loading, sources, gallery, photos)
     lock = None
@@ -138,7 +138,7 @@ def run_detection(
     return DetectionReport(folder, tables, len(photos), failed)
 
 
-def _check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, loading: LoadingSettings) -> None:
+def check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, loading: LoadingSettings) -> None:
     """Views and query photos must go through the same DINOv2 at the same size."""
     manifest = read_manifest(folder)
     if manifest is None:
