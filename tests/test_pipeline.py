@@ -1,0 +1,51 @@
+"""Batches that do not fit, and what is kept of a photo."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from pekit.cli import LoadingSettings
+from pekit.pictures import Batch, Task
+from pekit.pipeline import AUTO_BATCH, _Steps
+from pekit.records import Photo, UserError
+
+
+def batch_of(count: int) -> Batch:
+    tasks = [Task(Photo(Path(f"{i}.png"), f"{i}.png")) for i in range(count)]
+    return Batch(tasks, {"features": torch.arange(count, dtype=torch.float32)[:, None]})
+
+
+class Stage:
+    """Runs out of memory on more than ``room`` pictures; gives each picture's number back."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.sizes = room, []
+
+    def __call__(self, batch: Batch) -> list[float]:
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return batch.inputs["features"][:, 0].tolist()
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5, 8])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(room: int, caplog: pytest.LogCaptureFixture) -> None:
+    steps, stage = _Steps(LoadingSettings(batch_size=8), torch.device("cpu")), Stage(room)
+    with caplog.at_level(logging.WARNING):
+        assert steps(stage, batch_of(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
+        tried = len(stage.sizes)
+        assert steps(stage, batch_of(7)) == [0, 1, 2, 3, 4, 5, 6]
+    assert max(stage.sizes[tried:]) <= room  # what did not fit is not tried again
+    assert bool(caplog.records) == (room < 8)
+
+
+def test_one_photo_that_does_not_fit_is_a_users_error() -> None:
+    steps = _Steps(LoadingSettings(batch_size=2), torch.device("cpu"))
+    with pytest.raises(UserError, match="--dtype bfloat16"):
+        steps(Stage(0), batch_of(2))
+
+
+def test_auto_starts_from_the_devices_batch() -> None:
+    assert _Steps(LoadingSettings(batch_size=0), torch.device("cpu")).piece == AUTO_BATCH["cpu"]
