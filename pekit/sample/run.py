@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pekit.cli import TEST_SPLITS, detection, extraction
+from pekit.cli import TEST_SPLITS
 
 VIEWS = "3"
 
@@ -38,6 +38,13 @@ def commands(out: Path, models: str) -> list[tuple[str, list[str]]]:
     return runs
 
 
+def run_command(script: str, options: list[str]) -> int:
+    """Run a script in this process; its exit code."""
+    from pekit.cli import detection, extraction
+
+    return {"extraction": extraction.main, "detection": detection.main}[script](options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sample.
 
@@ -53,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     for script, options in commands(args.out, args.models):
         print(f"\n$ python {script}.py {shlex.join(options)}", flush=True)
-        code = {"extraction": extraction.main, "detection": detection.main}[script](options)
-        if code:
+        if code := run_command(script, options):
             return code
     print(f"\nall of it took {time.monotonic() - started:.0f} s")
     return 0
