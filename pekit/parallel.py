@@ -99,9 +99,12 @@ def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int
 
 
 def _rank(rank: int, work: Callable[[list[str]], int], argv: list[str], count: int, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    import torch
+
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update(address, **{name: str(value) for name, value in place.items()})
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))  # together they have the cores of one
     code = work(argv)
     if code:
         raise SystemExit(code)

@@ -197,8 +197,8 @@ def model_options() -> argparse.ArgumentParser:
 
 
 def default_workers() -> int:
-    """Half of the cores, at most 8: the models need the others."""
-    return min(8, (os.cpu_count() or 2) // 2)
+    """Half of this process's share of the cores, at most 8: the models need the others."""
+    return min(8, (os.cpu_count() or 2) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def model_settings(args: argparse.Namespace) -> ModelSettings:
