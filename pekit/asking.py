@@ -20,10 +20,8 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
-from pekit.detecting import check_views
 from pekit.gallery import load_gallery
 from pekit.grading import Judge, grade
-from pekit.hub import identify
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, LeftOut, QuestionFile
@@ -81,7 +79,7 @@ def run_vqa(
     items = questions.items[: settings.limit]
     gallery = find_gallery(items, concepts, settings)
     if gallery:
-        check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading)
+        _check_views(settings, models, loading)
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
     lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
@@ -123,6 +121,14 @@ def find_gallery(items: Sequence[Item], concepts: Sequence[Concept], settings: V
     asked = {key for item in items for key in item.question.concepts}
     wanted = [concept for concept in concepts if task.others or concept.key in asked]
     return load_gallery(settings.views_folder, wanted, settings.variation, settings.n_training_views, settings.seed)
+
+
+def _check_views(settings: VqaSettings, models: ModelSettings, loading: LoadingSettings) -> None:
+    """Views and photos must go through the same models at the same size."""
+    from pekit.detecting import check_views  # loads the recognition's libraries
+    from pekit.hub import identify
+
+    check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading)
 
 
 def locate_concepts(

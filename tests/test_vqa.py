@@ -1,0 +1,609 @@
+"""vqa.py from question files to graded results, with a tiny InternVL and with a server behind real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import (
+    ROOT,
+    Shared,
+    assert_ran,
+    assert_refused,
+    run_folder,
+    run_script,
+    script_environment,
+    write_multi,
+    write_yollava,
+)
+from PIL import Image
+from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, prompt_of, write_json
+
+from pekit import asking
+from pekit.cli import detection
+from pekit.cli.vqa import main
+from pekit.records import Detection, UserError, View
+from pekit.views import save_view, view_file, views_folder
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+FEW = ("--num_workers", 0, "--n_training_views", 1)
+PEOPLE = ("Casey-man", "Alexs hat-hat", "Caseys boosted board-skateboard")
+PAIR = "Casey_and_Caseys boosted board"
+YOLLAVA_QUESTIONS = {
+    "pig-cup": {
+        "./yollava-data/test/pig-cup/0.png": {
+            "question": "What colour is <sks>?",
+            "options": {"A": "red", "B": "blue"},
+            "correct_answer": "B",
+        },
+        "./yollava-data/test/pig-cup/1.png": {
+            "question": "Where is <sks>?",
+            "options": {"A": "left", "B": "right"},
+            "correct_answer": "A",
+        },
+    },
+    "lamp": {
+        "./yollava-data/test/lamp/0.png": {
+            "question": "Is <sks> on?",
+            "options": {"A": "yes", "B": "no"},
+            "correct_answer": "B",
+        },
+        "./yollava-data/test/lamp/lost.png": {
+            "question": "Is <sks> off?",
+            "options": {"A": "yes", "B": "no"},
+            "correct_answer": "B",
+        },
+    },
+}
+MULTI_QUESTIONS = {
+    "Casey_Caseys boosted board": {
+        f"./test/{PAIR}/0.png": {"question": "What is Casey doing?", "correct_answer": "Riding <sks2>"},
+        f"./test/{PAIR}/1.png": {"question": "Where is he?", "answer": "Outside", "gpt_answer": "In a street"},
+        f"./test/{PAIR}/lost.png": {"question": "Who?", "answer": "Casey"},
+    },
+    "Alexs hat": {
+        f"./test/{PAIR}/0.png": {
+            "question": "What colour is Alex\u2019s hat?",
+            "options": {"A": "red", "B": "blue"},
+            "correct_answer": "A",
+        }
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def world(shared: Shared, models: Path) -> Path:
+    """data/ with question files, features/ with a view of each concept, lvlm/; all models untrained."""
+
+    def build(folder: Path) -> None:
+        data = write_yollava(folder / "data", ("pig-cup", "lamp"), train=1, test=2)
+        write_multi(data, PEOPLE, [PAIR], train=1, test=2)
+        for path in data.rglob("test/*/*.png"):
+            Image.open(path).resize((640, 480)).save(path)
+        write_json(data / "YoLLaVA/yollava-visual-qa.json", YOLLAVA_QUESTIONS)
+        write_json(data / "This-is-My-Img/Multi-concept/VQA/questions.json", MULTI_QUESTIONS)
+        text = {"pig-cup": {"0": {"question": "Is sks red?", "option": {"A": "yes", "B": "no"}, "correct_answer": "A"}}}
+        write_json(data / "YoLLaVA/text-qa.json", text)
+        write_json(data / "YoLLaVA/descriptions.json", {"pig-cup": "A red cup like a pig."})
+        build_lvlm_folder(folder / "lvlm")
+        rng = np.random.default_rng(0)
+        width = json.loads((models / "features/config.json").read_text())["hidden_size"]
+        for dataset, multi, concepts in (("yollava", False, ("pig-cup", "lamp")), ("this-is-my", True, PEOPLE)):
+            for concept in concepts:
+                patches = rng.normal(size=(2, width)).astype(np.float32)
+                views = views_folder(folder / "features", dataset, multi, False)
+                save_view(view_file(views, concept, "0", 0), View(concept, "0.png", 0, patches, patches.mean(0)))
+
+    return shared("vqa", build)
+
+
+@pytest.fixture
+def ask(world: Path, models: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run vqa.py in this process, without keys, results in the test's own folder."""
+    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "OPENAI_BASE_URL", "VLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: object) -> subprocess.CompletedProcess[str]:
+        return call(main, *places(world, models, tmp_path), *options)
+
+    return run
+
+
+def places(world: Path, models: Path, tmp_path: Path) -> tuple[object, ...]:
+    data = ("--data_folder", world / "data", "--features_folder", world / "features")
+    return (*data, "--models", models, *FEW, "--save_folder", tmp_path / "results")
+
+
+def served(server: ChatServer) -> tuple[object, ...]:
+    return ("--vlm_model", "openai:test", "--vlm_base_url", server.url, "--retry_wait", 0.01, "--retries", 2)
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Detection]]:
+    """In place of the recognition: regions given by the test, by photo name; without any the photo holds none."""
+    regions: dict[str, list[Detection]] = {}
+
+    def locate(items: Any, *rest: Any) -> dict:
+        return {item.question.photo: regions.get(item.question.photo.name, []) for item in items}
+
+    monkeypatch.setattr(asking, "locate_concepts", locate)
+    return regions
+
+
+def only_run(folder: Path) -> Path:
+    """The folder of the only run below a results folder."""
+    (summary,) = folder.rglob("results_summary.json")
+    return summary.parent
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "results_summary.json").read_text())
+
+
+def config_with_key(folder: Path, server: ChatServer) -> Path:
+    text = (
+        f'[openai]\nOPENAI_API_KEY = "{SECRET}"\nOPENAI_API_BASE = {server.url}\nOPENAI_CHAT_MODEL = judge\nTEMP = 0\n'
+    )
+    path = folder / "config.ini"
+    path.write_text(text)
+    return path
+
+
+def assert_no_key(folder: Path, result: subprocess.CompletedProcess[str]) -> None:
+    """The key is in nothing that was printed or written, but for the settings file itself."""
+    assert SECRET not in result.stdout + result.stderr
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "config.ini"]
+    assert files
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+
+
+# --- the whole way, recognition included ---------------------------------------------------------------------------
+
+
+def test_single_concept_with_a_local_internvl(ask: Call, call: Call, world: Path, models: Path, tmp_path: Path) -> None:
+    options = ("--dataset", "yollava", "--vlm_model", world / "lvlm", "--max_new_tokens", 4, "--batch_size", 3)
+    result = ask(*options, "--with_baseline", "--overlays")
+    assert_ran(result)
+    run = only_run(tmp_path / "results")
+    assert re.fullmatch(r"vqa/lvlm/\d{8}-\d{6}", run.relative_to(tmp_path / "results").as_posix())
+    found = records(run)
+    assert [(r["number"], r["variant"]) for r in found] == [
+        (n, variant) for n in (1, 2, 3) for variant in ("personalised", "baseline")
+    ]
+    first, plain = found[0], found[1]
+    assert first["prompt"] == (
+        'In this image, the entity enclosed in a blue box is called "PIG-CUP". Never mention the boxes and their '
+        "colors. Answer the following question: What colour is pig-cup? A.red or B.blue"
+    )
+    assert plain["prompt"] == "What colour is pig-cup? A.red or B.blue" and plain["regions"] == []
+    assert all(isinstance(record["reply"], str) and record["seconds"] > 0 for record in found)
+
+    # the region is the most similar one: detection.py, another way through the code, knows its similarity
+    places_ = ("--data_folder", world / "data", "--features_folder", world / "features", "--models", models, *FEW)
+    assert_ran(call(detection.main, "--dataset", "yollava", *places_, "--save_folder", tmp_path / "detected"))
+    predictions = (run_folder(tmp_path / "detected") / "predictions.jsonl").read_text().splitlines()
+    best = {p["photo"]: p["similarities"] for p in map(json.loads, predictions)}
+    for record in found[::2]:
+        [region] = record["regions"]
+        photo = record["photo_name"].replace("./yollava-data", "YoLLaVA")
+        assert region["score"] == pytest.approx(best[photo][record["concepts"][0]], abs=1e-5)
+        assert (region["concept"], region["colour"]) == (record["concepts"][0], "blue")
+
+    # the overlay is the photo at its own size with that region outlined, and nothing else
+    photo = np.asarray(Image.open(world / "data/YoLLaVA/test/pig-cup/0.png").convert("RGB"))
+    overlay = np.asarray(Image.open(run / "overlays/0001_0.png"))
+    height, width = photo.shape[:2]
+    x0, y0, x1, y1 = (
+        int(c * side) for c, side in zip(first["regions"][0]["box_xyxyn"], (width, height) * 2, strict=True)
+    )
+    changed = (overlay != photo).any(-1)
+    assert changed.any() and (overlay[changed] == (0, 0, 255)).all()
+    ys, xs = np.nonzero((overlay == (0, 0, 255)).all(-1))
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x0, y0, min(x1, width - 1), min(y1, height - 1))
+    assert len(list((run / "overlays").iterdir())) == 3
+
+    total = summary(run)
+    assert total["missing_photos"] == {"count": 1, "photos": ["./yollava-data/test/lamp/lost.png"]}
+    assert total["overall"]["total"] == total["baseline"]["overall"]["total"] == 3
+    config = json.loads((run / "config.json").read_text())
+    assert config["lvlm"]["fingerprint"] and config["views"]["files"] == ["lamp/0_0.pt", "pig-cup/0_0.pt"]
+    assert "lost.png" in result.stdout
+
+
+def test_multi_concept_through_a_server(ask: Call, world: Path, tmp_path: Path) -> None:
+    replies = {"doing": "He rides", "Where": "In a boat", "colour is": "A. red"}
+
+    def answer(body: dict, n: int) -> str:
+        if body["model"] == "judge":
+            return "Yes" if "Prediction: He rides" in prompt_of(body) else "No."
+        return next(reply for word, reply in replies.items() if word in prompt_of(body))
+
+    with ChatServer(answer) as server:
+        config = config_with_key(tmp_path, server)
+        result = ask("--dataset", "this-is-my", "--multi_concept", "True", *served(server), "--config", config)
+    assert_ran(result)
+    run = only_run(tmp_path / "results/vqa/openai-test")
+    found = records(run)
+    assert [r["correct"] for r in found] == [True, False, True]
+    assert [r["grader"] for r in found] == ["gpt", "gpt", "letter"]
+    assert found[0]["prompt"] == (
+        'In this image, the entity enclosed in a blue box is called "CASEY" and the entity enclosed in a red box is '
+        'called "CASEY\'S BOOSTED BOARD". Never mention the boxes and their colors. Answer the following question: '
+        "What is Casey doing?"
+    )
+    assert (found[0]["answer"], found[1]["gpt_answer"]) == ("Riding Casey's boosted board", "In a street")
+    asked = {prompt_of(body): body for body in server.bodies if body["model"] == "test"}
+    assert set(asked) == {record["prompt"] for record in found}
+    for record in found:  # what was sent is the photo with the boxes of the record
+        sent = images_of(asked[record["prompt"]])[0].partition(",")[2]
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(sent))))
+        name = record["photo_name"].removeprefix("./")
+        photo = np.asarray(Image.open(world / "data/This-is-My-Img/Multi-concept" / name).convert("RGB"))
+        colours = {tuple(int(value) for value in pixel) for pixel in image[(image != photo).any(-1)]}
+        assert colours and colours <= {(0, 0, 255), (255, 0, 0)}
+    total = summary(run)
+    assert total["per_object"]["Casey_Caseys boosted board"]["correct"] == 1
+    assert total["per_object"]["Alexs hat"] | {"interval_95": 0} == {
+        "correct": 1, "total": 1, "accuracy": 100.0, "interval_95": 0
+    }  # fmt: skip
+    assert total["missing_photos"]["photos"] == [f"./test/{PAIR}/lost.png"]
+    assert_no_key(tmp_path, result)
+
+
+# --- text only, baselines, names -----------------------------------------------------------------------------------
+
+
+def test_text_only(ask: Call, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A" if "pig" in prompt_of(body).split("\n")[0] else "B") as server:
+        result = ask("--dataset", "yollava", "--task", "tqa", *served(server), "--with_baseline")
+        assert_ran(result)
+        assert [images_of(body) for body in server.bodies] == [[], []]
+    aided, alone = records(only_run(tmp_path / "results/tqa"))
+    assert aided["prompt"] == (
+        'This is a description of "pig-cup": A red cup like a pig.\n'
+        "Answer the following question: Is pig-cup red? A.yes or B.no"
+    )
+    assert alone["prompt"] == "Is pig-cup red? A.yes or B.no"
+    assert aided["correct"] is True and alone["variant"] == "baseline"
+
+
+def test_unpersonalised_tasks_need_no_views_and_draw_nothing(ask: Call, world: Path, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "B") as server:
+        result = ask(
+            *("--dataset", "yollava", "--task", "base_vlm_vqa", "--features_folder", tmp_path / "none"),
+            *(*served(server), "--concurrency", 1),
+        )
+        assert_ran(result)
+        sent = images_of(server.bodies[0])[0].partition(",")[2]
+    photo = Image.open(world / "data/YoLLaVA/test/pig-cup/0.png").convert("RGB")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))), np.asarray(photo))
+    found = records(only_run(tmp_path / "results/base_vlm_vqa/openai-test"))
+    assert [record["prompt"] for record in found] == [
+        "What colour is pig-cup? A.red or B.blue",
+        "Where is pig-cup? A.left or B.right",
+        "Is lamp on? A.yes or B.no",
+    ]
+    assert [record["correct"] for record in found] == [True, False, True]
+
+
+HERE = (0.1, 0.1, 0.5, 0.9)
+THERE = (0.5, 0.2, 0.9, 0.8)
+FAR = (0.0, 0.0, 0.2, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("task", "clauses", "question"),
+    [
+        ("vqa", ['a blue box is called "ALEX\'S HAT"'], "What colour is Alex\u2019s hat? A.red or B.blue"),
+        ("vqa_names", ['a blue box is called "VEX"'], "What colour is Vex? A.red or B.blue"),
+        (
+            "vqa_names_ambiguity",
+            ['a blue box is called "VEX"', 'a red box is called "NOVA"'],
+            "What colour is Vex? A.red or B.blue",
+        ),
+        (
+            "vqa_names_ambiguity_full",
+            ['a blue box is called "VEX"', 'a red box is called "NOVA"', 'a green box is called "CASEY"'],
+            "What colour is Vex? A.red or B.blue",
+        ),
+        ("base_vlm_vqa", [], "What colour is Alex\u2019s hat? A.red or B.blue"),
+        ("base_vlm_vqa_names", [], "What colour is Vex? A.red or B.blue"),
+    ],
+)
+def test_names_of_each_task(
+    ask: Call, nowhere: dict, tmp_path: Path, task: str, clauses: list[str], question: str
+) -> None:
+    nowhere["0.png"] = [
+        Detection("Caseys boosted board-skateboard", 0.9, THERE),
+        Detection("Alexs hat-hat", 0.8, HERE),
+        Detection("Casey-man", 0.7, FAR),
+    ]
+    with ChatServer(lambda body, n: "A") as server:
+        options = ("--dataset", "this-is-my", "--multi_concept", "True", "--task", task, "--grader", "none")
+        assert ask(*options, *served(server)).returncode == 1  # open questions stay ungraded
+    prompt = records(only_run(tmp_path / "results" / task))[2]["prompt"]
+    if clauses:
+        named = " and ".join(f"the entity enclosed in {clause}" for clause in clauses)
+        rest = "Never mention the boxes and their colors. Answer the following question:"
+        question = f"In this image, {named}. {rest} {question}"
+    assert prompt == question
+
+
+def test_other_concepts_do_not_share_an_outlined_region() -> None:
+    located = [Detection("b", 0.9, HERE), Detection("a", 0.8, HERE), Detection("c", 0.7, THERE)]
+    chosen, not_found = asking.choose_regions(("a", "z"), located, others=8)
+    assert [d.concept for d in chosen] == ["a", "c"] and not_found == ("z",)
+    many = [Detection(str(n), 1 - n / 100, (n / 100, 0.0, 1.0, 1.0)) for n in range(20)]
+    assert [d.concept for d in asking.choose_regions(("5",), many, 8)[0]] == ["5", "0", "1", "2", "3", "4", "6", "7"]
+    assert [d.concept for d in asking.choose_regions(("5",), many, 1)[0]] == ["5", "0"]
+    assert [d.concept for d in asking.choose_regions(("5", "3"), many, 0)[0]] == ["5", "3"]
+
+
+def test_threshold_leaves_concepts_out_and_says_so(ask: Call, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "B") as server:
+        result = ask("--dataset", "yollava", *served(server), "--detect_thresh", 1, "--limit", 1)
+    assert_ran(result)
+    run = only_run(tmp_path / "results")
+    [record] = records(run)
+    assert record["regions"] == [] and record["not_found"] == ["pig-cup"]
+    assert record["prompt"] == "What colour is pig-cup? A.red or B.blue"
+    assert summary(run)["regions_not_found"] == 1
+    assert "Not found: pig-cup" in (run / "results_vqa.txt").read_text()
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def test_result_files(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    replies = {"colour": "Actually, it is B", "Where": "left one: a.", "lamp": "no"}
+
+    def answer(body: dict, n: int) -> str:
+        return next(reply for word, reply in replies.items() if word in prompt_of(body))
+
+    with ChatServer(answer) as server:
+        result = ask("--dataset", "yollava", *served(server))
+    assert_ran(result)
+    run = only_run(tmp_path / "results")
+    text = (run / "results_vqa.txt").read_text()
+    assert text.startswith(
+        "[1]\nPhoto: ./yollava-data/test/pig-cup/0.png\nConcepts: pig-cup\nNot found: pig-cup\nQuestion: What colour "
+        "is pig-cup? A.red B.blue\nTruth: B\nPrediction: Actually, it is B\nResult: wrong\n\n[2]\n"
+    )
+    assert "Prediction: left one: a.\nResult: correct\n" in text
+    assert text.index("[3]") < text.index("\nSummary\n") < text.index("lost.png")
+    total = summary(run)
+    # released: A, A, none; strict: B, A, B by the option's text
+    assert total["overall"].pop("interval_95") == pytest.approx([6.149, 79.234], abs=1e-3)
+    assert total["overall"] == {"correct": 1, "total": 3, "accuracy": pytest.approx(100 / 3)}
+    assert total["strict"] == {"correct": 3, "total": 3, "accuracy": 100.0, "differ": 2}
+    assert total["per_object"]["pig-cup"]["correct"] == 1 and total["per_object"]["lamp"]["correct"] == 0
+    assert (total["per_object"]["lamp"]["total"], total["per_object"]["lamp"]["accuracy"]) == (1, 0.0)
+    assert (total["ungraded"], total["unanswered"], total["open"]["total"]) == (0, 0, 0)
+
+
+def test_unanswered_and_ungraded_are_counted_apart(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    def answer(body: dict, n: int) -> Any:
+        if body["model"] == "judge":
+            return "Not sure"
+        return (503, "busy") if "doing" in prompt_of(body) else "A"
+
+    with ChatServer(answer) as server:
+        options = ("--dataset", "this-is-my", "--multi_concept", "True", "--config", config_with_key(tmp_path, server))
+        result = ask(*options, *served(server))
+    assert_ran(result, 1)
+    run = only_run(tmp_path / "results")
+    total = summary(run)
+    assert (total["unanswered"], total["ungraded"], total["overall"]["correct"], total["overall"]["total"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
+    [error] = total["errors"]
+    assert error.startswith(f"./test/{PAIR}/0.png: InternalServerError")
+    assert "not graded (the reply was 'Not sure')" in (run / "results_vqa.txt").read_text()
+    assert_no_key(tmp_path, result)
+
+
+def test_unreadable_photo_is_named_and_the_run_goes_on(ask: Call, world: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "mine"
+    photos.mkdir()
+    Image.new("RGB", (40, 30)).save(photos / "good.png")
+    (photos / "bad.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    option = {"options": {"A": "x", "B": "y"}, "answer": "A"}
+    content = {"pig-cup": {"bad.png": {"question": "1?", **option}, "good.png": {"question": "2?", **option}}}
+    file = write_json(photos / "questions.json", content)
+    with ChatServer(lambda body, n: "A") as server:
+        result = ask("--dataset", "yollava", "--json_path", file, *served(server))
+        assert_ran(result, 1)
+        assert len(server.bodies) == 1
+        strict = ask("--dataset", "yollava", "--task", "base_vlm_vqa", "--json_path", file, *served(server), "--strict")
+    assert "Git LFS" in result.stdout and "bad.png" in result.stdout
+    assert summary(only_run(tmp_path / "results/vqa"))["unanswered"] == 1
+    assert_refused(strict, "bad.png", "--strict")
+
+
+# --- stopping, going on, grading again -----------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: Call, tmp_path: Path) -> None:
+    """base_vlm spares the recognition, which resuming does not touch."""
+    content = {
+        "pig-cup": {
+            f"./test/pig-cup/{n % 2}.png": [
+                {"question": f"Number {k}?", "options": {"A": "x", "B": "y"}, "answer": "A"} for k in range(n, 20, 2)
+            ]
+            for n in range(2)
+        }
+    }
+    file = write_json(world / "data/YoLLaVA/many.json", content)
+    options = ("--dataset", "yollava", "--task", "base_vlm_vqa", "--json_path", file, "--concurrency", 1)
+
+    def answer(body: dict, n: int) -> str:
+        return "A" if int(re.findall(r"\d+", prompt_of(body))[0]) % 3 else "B"
+
+    with ChatServer(answer, delay=0.05) as server:
+        whole = ask(*options, *served(server), "--save_folder", tmp_path / "whole")
+        assert_ran(whole)
+        assert len(server.bodies) == 20
+        command = [ROOT / "vqa.py", *places(world, models, tmp_path), *options, *served(server)]
+        command += ["--save_folder", tmp_path / "broken"]
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], env=script_environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while len(server.bodies) < 28 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err and not out
+        (answers,) = (tmp_path / "broken").rglob("answers.jsonl")
+        run = answers.parent
+        assert f"--resume {run}" in err
+        done = len(answers.read_text().splitlines())
+        assert 5 <= done < 20
+        with answers.open("a") as stream:
+            stream.write('{"number": 19, "vari')  # a line that was cut short
+        before = len(server.bodies)
+        assert_ran(ask("--resume", run))
+        assert len(server.bodies) - before == 20 - done
+    for name in ("results_vqa.txt", "results_summary.json"):
+        assert (run / name).read_bytes() == (only_run(tmp_path / "whole") / name).read_bytes()
+
+    def timeless(run: Path) -> list[dict]:
+        return [{name: value for name, value in record.items() if name != "seconds"} for record in records(run)]
+
+    assert timeless(run) == timeless(only_run(tmp_path / "whole"))
+
+
+def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+        run = only_run(tmp_path / "results")
+        assert_refused(ask("--resume", run, "--max_new_tokens", 7), "max_new_tokens", "7")
+        assert_refused(ask("--resume", run, "--with_baseline"), "with_baseline")
+        before = (run / "results_summary.json").read_bytes()
+        asked = len(server.bodies)
+        assert_ran(ask("--resume", run))  # nothing is left to ask
+        assert len(server.bodies) == asked and (run / "results_summary.json").read_bytes() == before
+    assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
+
+
+def test_regrade_asks_the_judge_only(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    def answer(body: dict, n: int) -> str:
+        return "Yes" if body["model"] == "judge" else "outside"
+
+    with ChatServer(answer) as server:
+        config = config_with_key(tmp_path, server)
+        options = ("--dataset", "this-is-my", "--multi_concept", "True", "--grader", "exact", *served(server))
+        assert_ran(ask(*options))
+        run = only_run(tmp_path / "results")
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        assert [r["correct"] for r in records(run)] == [False, True, False]
+        asked = len(server.bodies)
+        result = ask("--regrade", run, "--grader", "gpt", "--config", config)
+        assert_ran(result)
+        assert [body["model"] for body in server.bodies[asked:]] == ["judge"] * 2
+        (again,) = run.parent.glob("*-regraded")
+        assert [r["correct"] for r in records(again)] == [True, True, False]
+        assert [r["grader"] for r in records(again)] == ["gpt", "gpt", "letter"]
+        assert summary(again)["missing_photos"]["count"] == 1
+        assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+        assert_ran(ask("--regrade", run, "--grader", "gpt", "--config", config))
+        assert len(server.bodies) == asked + 2  # verdicts were kept
+    assert_no_key(tmp_path, result)
+
+
+# --- before anything is loaded -------------------------------------------------------------------------------------
+
+
+def test_missing_key_is_found_before_any_model_is_loaded(
+    ask: Call, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(asking, "run_vqa", loaded)
+    options = ("--dataset", "this-is-my", "--multi_concept", "True", "--vlm_model", world / "lvlm")
+    assert_refused(ask(*options), "config.ini", "OPENAI_API_KEY", "--grader")
+    for calm in (("--grader", "exact"), ("--grader", "none")):
+        with pytest.raises(AssertionError, match="loaded"):
+            ask(*options, *calm)
+    with pytest.raises(AssertionError, match="loaded"):  # every question has options: no judge is needed
+        ask("--dataset", "yollava", "--vlm_model", world / "lvlm")
+
+
+def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "open_lvlm", lambda *args: pytest.fail("the LVLM was looked for"))
+    nowhere["0.png"] = [Detection("Casey-man", 0.9, HERE), Detection("Caseys boosted board-skateboard", 0.8, THERE)]
+    result = ask("--dataset", "this-is-my", "--multi_concept", "True", "--dry_run", "--limit", 2)
+    assert_ran(result)
+    assert (
+        'In this image, the entity enclosed in a blue box is called "CASEY" and the entity enclosed in a red box is '
+        'called "CASEY\'S BOOSTED BOARD". Never mention the boxes and their colors. Answer the following question: '
+        "What is Casey doing?\n"
+    ) in result.stdout
+    assert "Where is he?" in result.stdout and "What colour" not in result.stdout
+    overlays = sorted((tmp_path / "results").rglob("*.png"))
+    assert [path.name for path in overlays] == ["0001_0.png", "0002_1.png"]
+    assert Image.open(overlays[0]).getpixel((66, 60)) == (0, 0, 255)
+    assert not list((tmp_path / "results").rglob("answers.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--json_path", "none.json"), ["none.json", "--json_path"]),
+        (("--features_folder", "none"), ["extraction.py"]),
+        (("--vlm_model", "./none"), ["--vlm_model", "./none"]),
+        (("--vlm_model", "openai:gpt"), ["VLM_API_KEY"]),
+        (("--task", "base_vlm_vqa", "--with_baseline"), ["--with_baseline"]),
+        (("--vlm_model", "openai:x", "--vlm_base_url", "http://me:pw@host/v1"), ["password"]),
+    ],
+)
+def test_mistakes_are_one_sentence(ask: Call, nowhere: dict, options: tuple, words: list[str]) -> None:
+    assert_refused(ask("--dataset", "yollava", *options), *words)
+
+
+def test_a_wrong_model_is_found_before_the_recognition(ask: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locate(*args: object) -> None:
+        raise UserError("the recognition ran first")
+
+    monkeypatch.setattr(asking, "locate_concepts", locate)
+    assert_refused(ask("--dataset", "yollava", "--vlm_model", "./none"), "./none")
+
+
+def test_help_is_quick_and_unknown_options_are_refused() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = run_script("vqa.py", "--help")
+        times.append(time.perf_counter() - started)
+        assert_ran(result)
+    assert "--vlm_base_url" in result.stdout
+    modules = subprocess.run(
+        [sys.executable, "-c", "import sys, pekit.cli.vqa as v; v.build_parser(); print('torch' in sys.modules)"],
+        capture_output=True, text=True, env=script_environment(), timeout=60,
+    )  # fmt: skip
+    assert modules.stdout.strip() == "False", modules.stderr
+    assert min(times) < 2  # half a second on a machine that has nothing else to do
+    assert run_script("vqa.py", "--dataset", "yollava", "--vlm", "x").returncode == 2
