@@ -23,6 +23,7 @@ from conftest import (
     assert_ran,
     assert_refused,
     files_of,
+    run_script,
     script_environment,
     write_multi,
     write_photos,
@@ -316,16 +317,13 @@ class TestModelsThatCannotBeUsed:
         assert_refused(call(main, *options(folder, models), "--device", "cuda"), "--device cuda")
         assert_refused(call(main, *options(folder, models), "--device", "toaster"), "--device toaster")
 
-    @pytest.mark.parametrize("offline", [True, False])
-    def test_a_hub_id_without_network(self, folder: Path, models: Path, offline: bool) -> None:
-        from conftest import run_script
+    def test_a_hub_id_with_offline(self, folder: Path, models: Path, call: Callable) -> None:
+        run = (*options(folder, models), "--offline", "--dino_model", "nobody/no-such-model")
+        assert_refused(call(main, *run), "--dino_model nobody/no-such-model", "give the folder")
 
+    def test_a_hub_id_without_network(self, folder: Path, models: Path) -> None:
         nobody = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
         start = time.monotonic()
-        result = run_script(
-            "extraction.py",
-            *(*options(folder, models), "--dino_model", "facebook/dinov2-large", *(["--offline"] * offline)),
-            env=nobody,
-        )
-        assert_refused(result, "--dino_model facebook/dinov2-large", "network")
+        run = (*options(folder, models), "--dino_model", "facebook/dinov2-large")
+        assert_refused(run_script("extraction.py", *run, env=nobody), "--dino_model facebook/dinov2-large", "network")
         assert time.monotonic() - start < 100  # importing takes most of it on a busy machine

@@ -1,0 +1,506 @@
+"""detection.py on miniatures: its records, metrics and files against the method done slowly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import torch
+from conftest import (
+    CONCEPTS,
+    ROOT,
+    THRESHOLDS,
+    TINY,
+    assert_ran,
+    assert_refused,
+    files_of,
+    run_folder,
+    script_environment,
+    write_multi,
+    write_myvlm,
+    write_photos,
+    write_this_is_my,
+    write_yollava,
+)
+
+from pekit import regions
+from pekit.cli import extraction
+from pekit.cli.detection import main
+from pekit.records import Regions
+
+FOUR = ("precision", "recall", "neg_precision", "neg_recall")
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def views_of(folder: Path, names: dict[str, list[str]]) -> dict[str, list[np.ndarray]]:
+    """The descriptors of view files; views without a patch are left out."""
+    found: dict[str, list[np.ndarray]] = {}
+    for key, own in names.items():
+        contents = [torch.load(folder / key / name, weights_only=True) for name in own]
+        found[key] = [c["descriptor"].numpy() for c in contents if len(c["dino_obj_features"])]
+    return found
+
+
+def check_record(
+    record: dict, masks: list[np.ndarray], grid: np.ndarray, views: dict[str, list[np.ndarray]], threshold: float
+) -> int:
+    """Compare one line of predictions.jsonl with the plain retrieval; gives the number of detections."""
+    under = [plain.patches(mask, grid, 14) for mask in masks]
+    descriptors = [patches.mean(0) if len(patches) else None for patches in under]
+    for key, own in views.items():
+        if not own:
+            assert record["similarities"][key] is None
+            continue
+        best = max(plain.cosine(d, v) for d in descriptors if d is not None for v in own)
+        assert record["similarities"][key] == pytest.approx(best, abs=5e-6)
+    expected = plain.detections(masks, descriptors, views, threshold)
+    assert {d["concept"] for d in record["detections"]} == set(expected)
+    for found in record["detections"]:
+        score, box = expected[found["concept"]]
+        assert found["score"] == pytest.approx(score, abs=5e-6)
+        assert found["box_xyxyn"] == pytest.approx(box, abs=1e-6)
+    return len(expected)
+
+
+def common(folder: Path, models: Path, dataset: str = "yollava") -> tuple:
+    return (
+        *("--dataset", dataset, "--data_folder", folder / "data", "--features_folder", folder / "features"),
+        *("--models", models, *TINY),
+    )
+
+
+def detect(call: Callable, folder: Path, models: Path, *options: object, dataset: str = "yollava") -> Path:
+    """Run detection into a new results folder; gives the run's folder."""
+    results = folder / f"results-{len(list(folder.glob('results-*')))}"
+    assert_ran(call(main, *common(folder, models, dataset), "--save_folder", results, *options))
+    return run_folder(results)
+
+
+@pytest.fixture
+def small(models: Path, tmp_path: Path, call: Callable) -> Path:
+    """Two concepts with two views each, three test photos each, everything at 224 px."""
+    write_yollava(tmp_path / "data", CONCEPTS[:2], train=2, test=3)
+    assert_ran(call(extraction.main, *common(tmp_path, models)))
+    return tmp_path
+
+
+class TestAgainstTheMethodDoneSlowly:
+    def test_box_masks(self, box_run: Path, models: Path) -> None:
+        reference = plain.Models(models)
+        folder = box_run / "features/yollava/extracted_features"
+        views = views_of(folder, {key: ["0_0.pt", "1_0.pt", "2_0.pt"] for key in CONCEPTS})
+        run = run_folder(box_run / "results")
+        records = {
+            t: {record["photo"]: record for record in lines(run / f"threshold-{t}" / "predictions.jsonl")}
+            for t in THRESHOLDS.split(",")
+        }
+        photos = [f"YoLLaVA/test/{key}/{n}.png" for key in CONCEPTS for n in (0, 1)]
+        counts = dict.fromkeys(records, 0)
+        for photo in photos:
+            picture = plain.squash(box_run / "data" / photo, 518)
+            boxes, scores = reference.boxes(picture, "object.")
+            masks = [plain.box_mask(box, 518) for box in boxes[scores > 0.01]]
+            grid = reference.grid(picture)
+            for threshold, own in records.items():
+                assert own[photo]["labels"] == [photo.split("/")[2]]
+                counts[threshold] += check_record(own[photo], masks, grid, views, float(threshold))
+        assert all(len(own) == len(photos) for own in records.values())
+        assert len(set(counts.values())) > 1 and counts["0.8"] > 0  # the thresholds tell detections apart
+
+    def test_sam_masks_and_augmented_views(self, sam_run: Path, models: Path, tmp_path: Path, call: Callable) -> None:
+        options = ("--dataset", "yollava", "--data_folder", sam_run / "data", "--features_folder", sam_run / "features")
+        options = (*options, "--models", models, *TINY, "--grounding_sam", "--variation", "augment", "--limit", 3)
+        assert_ran(call(main, *options, "--detect_thresh", 0.5, "--save_folder", tmp_path))
+        reference = plain.Models(models)
+        names = {key: [f"{n}_{a}.pt" for n in range(2) for a in range(3)] for key in CONCEPTS}
+        views = views_of(sam_run / "features/yollava/extracted_features/gsam", names)
+        records = lines(run_folder(tmp_path) / "predictions.jsonl")
+        assert len(records) == 3
+        found = 0
+        for record in records:
+            picture = plain.squash(sam_run / "data" / record["photo"], 224)
+            boxes, scores = reference.boxes(picture, "object.")
+            masks = [plain.box_mask(box, 224) for box in boxes[scores > 0.01]]
+            found += check_record(record, masks, reference.grid(picture), views, 0.5)
+        assert found
+
+    def test_automatic_masks(self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Known masks, some of them without a sampled pixel, in place of what SAM finds."""
+        rng = np.random.default_rng(0)
+        blobs = np.kron(rng.random((9, 8, 8)) < np.linspace(0.05, 0.6, 9)[:, None, None], np.ones((28, 28))).astype(
+            bool
+        )
+        blobs[4] = False
+        blobs[4, 15:20, 15:20] = True  # between the sampled pixels
+        areas = []
+
+        def everything(self: object, picture: object, min_area: int) -> Regions:
+            areas.append(min_area)
+            boxes = np.array([plain.tight_box(mask) for mask in blobs], dtype=np.float32)
+            return Regions(boxes, np.full(9, 0.97, dtype=np.float32), blobs)
+
+        monkeypatch.setattr(regions.Segmenter, "everything", everything)
+        run = detect(call, small, models, "--proposals", "masks", "--detect_thresh", 0.3, "--limit", 2)
+        assert areas == [9000, 9000]  # yollava's own
+        reference = plain.Models(models)
+        views = views_of(
+            small / "features/yollava/extracted_features", {key: ["0_0.pt", "1_0.pt"] for key in CONCEPTS[:2]}
+        )
+        for record in lines(run / "predictions.jsonl"):
+            grid = reference.grid(plain.squash(small / "data" / record["photo"], 224))
+            check_record(record, list(blobs), grid, views, 0.3)
+        detect(call, small, models, "--proposals", "masks", "--min_mask_area", 5, "--limit", 1)
+        assert areas[2:] == [5]
+
+
+class TestResults:
+    def test_metrics_and_arrays_are_those_of_the_predictions(self, box_run: Path) -> None:
+        run = run_folder(box_run / "results")
+        for threshold in THRESHOLDS.split(","):
+            records = lines(run / f"threshold-{threshold}" / "predictions.jsonl")
+            metrics = json.loads((run / f"threshold-{threshold}" / "metrics.json").read_text())
+            assert list(metrics["per_concept"]) == list(CONCEPTS)
+            columns: dict[str, list[float]] = {name: [] for name in FOUR}
+            for key in CONCEPTS:
+                truth = [key in record["labels"] for record in records]
+                found = [any(d["concept"] == key for d in record["detections"]) for record in records]
+                for name, value in plain.unit_metrics(truth, found).items():
+                    columns[name].append(value)
+                    stored = metrics["per_concept"][key][name]
+                    assert stored is None if math.isnan(value) else stored == pytest.approx(value)
+                    low, high = metrics["per_concept"][key]["interval_95"][name]
+                    assert low is None or low <= (value if not math.isnan(value) else low) <= high
+                assert metrics["per_concept"][key]["gt"] == sum(truth)
+                assert metrics["per_concept"][key]["detected"] == sum(found)
+            for name, values in columns.items():
+                file = (
+                    box_run / "results" / f"yollava-single-{name.replace('ecall', 'ecalls').replace('ision', 'isions')}"
+                )
+                array = np.load(f"{file}-{threshold}-normal.npy")
+                np.testing.assert_allclose(array, values)
+                mean = float(np.mean(values))
+                assert metrics["means"][name]["mean"] == (None if math.isnan(mean) else pytest.approx(mean))
+                some = [value for value in values if not math.isnan(value)]
+                if some:
+                    assert metrics["means"][name]["mean_without_nan"] == pytest.approx(np.mean(some))
+        assert len(list((box_run / "results").glob("*.npy"))) == 12
+
+    def test_the_printed_table(self, box_run: Path) -> None:
+        text = (box_run / "detection.py.out").read_text()
+        metrics = json.loads((run_folder(box_run / "results") / "threshold-0.6/metrics.json").read_text())
+        table = text.split("threshold 0.6,")[1].split("threshold")[0]
+        for key in CONCEPTS:
+            (row,) = [line for line in table.splitlines() if line.startswith(key)]
+            numbers = [float(word) for word in row[len(key) :].split()]
+            for name, shown in zip(FOUR, numbers, strict=False):
+                value = metrics["per_concept"][key][name]
+                assert math.isnan(shown) if value is None else shown == pytest.approx(value, abs=1e-4)
+        assert "mean without NaN" in table
+        assert str(run_folder(box_run / "results")) in text
+
+    def test_config(self, box_run: Path, models: Path) -> None:
+        config = json.loads((run_folder(box_run / "results") / "config.json").read_text())
+        assert config["seed"] == 42
+        assert sorted(config["views"]) == sorted(f"{key}/{n}_0.pt" for key in CONCEPTS for n in range(3))
+        assert {"torch", "transformers", "numpy", "python"} <= set(config["versions"])
+        assert config["models"]["features"]["source"] == str(models / "features")
+        assert config["settings"]["thresholds"] == [0.4, 0.6, 0.8]
+
+    def test_progress_and_logs_go_to_stderr(self, box_run: Path) -> None:
+        assert "photo/s" in (box_run / "detection.py.err").read_text()
+        assert "photo/s" not in (box_run / "detection.py.out").read_text()
+        assert "WARNING" in (box_run / "detection.py.err").read_text()
+
+    def test_every_run_has_a_folder_of_its_own(self, small: Path, models: Path, call: Callable) -> None:
+        """Even the same command twice, and the results are the same bytes."""
+        results = small / "results"
+        for _ in range(2):
+            assert_ran(call(main, *common(small, models), "--save_folder", results, "--detect_thresh", 0.6))
+        one, two = sorted((results / "runs").iterdir())
+        assert files_of(one) == files_of(two)
+        assert {"config.json", "predictions.jsonl", "metrics.json"} <= files_of(one).keys()
+
+    def test_batches_and_workers_change_nothing(self, small: Path, models: Path, call: Callable) -> None:
+        one = lines(detect(call, small, models, "--detect_thresh", 0.6) / "predictions.jsonl")
+        run = detect(call, small, models, "--detect_thresh", 0.6, "--batch_size", 4, "--num_workers", 2)
+        for a, b in zip(one, lines(run / "predictions.jsonl"), strict=True):
+            assert (a["photo"], a["labels"]) == (b["photo"], b["labels"])
+            assert a["similarities"] == pytest.approx(b["similarities"], abs=1e-5)
+            assert [d["concept"] for d in a["detections"]] == [d["concept"] for d in b["detections"]]
+
+    def test_several_thresholds_equal_single_ones(self, small: Path, models: Path, call: Callable) -> None:
+        several = detect(call, small, models, "--detect_thresh", "0.5:0.6:0.1")
+        for threshold in ("0.5", "0.6"):
+            single = detect(call, small, models, "--detect_thresh", threshold)
+            for name in ("predictions.jsonl", "metrics.json"):
+                assert (single / name).read_bytes() == (several / f"threshold-{threshold}" / name).read_bytes()
+
+    def test_show_draws_the_photos(self, small: Path, models: Path, call: Callable) -> None:
+        from PIL import Image
+
+        run = detect(call, small, models, "--show", "--limit", 2, "--detect_thresh", 0.5)
+        drawn = sorted(path for path in run.rglob("*.png"))
+        assert len(drawn) == 2
+        with Image.open(drawn[0]) as image:
+            assert image.size == (80, 60)  # the photo's own size
+
+
+class TestViewsInUse:
+    def test_a_seeded_draw_where_more_are_stored(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        (tmp_path / "data").symlink_to(box_run / "data")
+        (tmp_path / "features").symlink_to(box_run / "features")
+        options = ("--n_training_views", 2, "--limit", 1, "--dino_img_size", 518)
+        views = [
+            json.loads((detect(call, tmp_path, models, *options, "--seed", seed) / "config.json").read_text())["views"]
+            for seed in (1, 1, 2, 3)
+        ]
+        assert all(len(own) == 6 for own in views)
+        assert views[0] == views[1]
+        assert len({tuple(own) for own in views}) > 1
+
+    def test_one_view_and_different_numbers(self, small: Path, models: Path, call: Callable) -> None:
+        folder = small / "features/yollava/extracted_features"
+        (folder / "lamp/0_0.pt").unlink()
+        names = {"pig-cup": ["0_0.pt", "1_0.pt"], "lamp": ["1_0.pt"]}
+        reference = plain.Models(models)
+        run = detect(call, small, models, "--detect_thresh", 0.6, "--limit", 4)
+        for record in lines(run / "predictions.jsonl"):
+            picture = plain.squash(small / "data" / record["photo"], 224)
+            boxes, _ = reference.boxes(picture, "object.")
+            masks = [plain.box_mask(box, 224) for box in boxes]
+            check_record(record, masks, reference.grid(picture), views_of(folder, names), 0.6)
+        (folder / "pig-cup/1_0.pt").unlink()
+        assert_ran(call(main, *common(small, models), "--save_folder", small / "r", "--n_training_views", 1))
+
+    def test_an_empty_view_matches_nothing(self, small: Path, models: Path, call: Callable) -> None:
+        for file in (small / "features/yollava/extracted_features/lamp").glob("*.pt"):
+            content = torch.load(file, weights_only=True)
+            content["dino_obj_features"] = content["dino_obj_features"][:0]
+            content["descriptor"] = torch.zeros_like(content["descriptor"])
+            torch.save(content, file)
+        result = call(main, *common(small, models), "--save_folder", small / "r", "--detect_thresh", -1)
+        assert_ran(result)
+        assert "lamp/0_0.pt" in result.stderr
+        for record in lines(run_folder(small / "r") / "predictions.jsonl"):
+            assert [d["concept"] for d in record["detections"]] == ["pig-cup"]
+            assert record["similarities"]["lamp"] is None
+
+    def test_no_views(self, small: Path, models: Path, call: Callable) -> None:
+        run = (*common(small, models), "--save_folder", small / "r")
+        assert_refused(call(main, *run, "--grounding_sam"), "extraction.py", "--grounding_sam")
+        shutil.rmtree(small / "features/yollava/extracted_features/lamp")
+        assert_refused(call(main, *run), "'lamp'", "extraction.py")
+        assert_refused(call(main, *run, "--features_folder", small / "nowhere"), "nowhere")
+
+    def test_views_of_another_model_or_size(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
+        from pekit.sample.models.features import build_features
+
+        build_features(tmp_path / "other", seed=77)
+        run = (*common(small, models), "--save_folder", small / "r")
+        assert_refused(call(main, *run, "--dino_model", tmp_path / "other"), "other", "--dino_model")
+        assert_refused(call(main, *run, "--dino_img_size", 280), "224", "280")
+
+    def test_files_of_the_released_code(self, small: Path, models: Path, call: Callable) -> None:
+        """The same patches as the released code stores them give the same results, up to half precision."""
+        ours = detect(call, small, models, "--detect_thresh", 0.6)
+        folder = small / "features/yollava/extracted_features"
+        (folder / "manifest.json").unlink()
+        for file in folder.glob("*/*.pt"):
+            content = torch.load(file, weights_only=True)
+            features = content["dino_obj_features"].float()
+            released = {"dino_obj_features": features, "npy_image": np.zeros((4, 4, 3), dtype=np.int32), "sam_mask": []}
+            torch.save(released, file.with_name(file.name.replace("_0.pt", "_1.pt")))
+            file.unlink()
+        theirs = detect(call, small, models, "--detect_thresh", 0.6)
+        for a, b in zip(lines(ours / "predictions.jsonl"), lines(theirs / "predictions.jsonl"), strict=True):
+            assert a["similarities"] == pytest.approx(b["similarities"], abs=1e-3)
+
+
+class TestMyvlm:
+    def test_photos_of_loaded_views_are_left_out(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_myvlm(tmp_path / "data", ["red_chicken", "bull"], photos=4)
+        write_photos(tmp_path / "data/myvlm/data/bull", ["bull_9.jpeg", "bull_10.JPG"], seed=99)
+        run = common(tmp_path, models, "myvlm")
+        assert_ran(call(extraction.main, *run, "--n_training_views", 2))
+        tested = lines(detect(call, tmp_path, models, dataset="myvlm") / "predictions.jsonl")
+        names = [record["photo"].removeprefix("myvlm/data/") for record in tested]
+        assert names == [
+            *("red_chicken/red_chicken_2.jpg", "red_chicken/red_chicken_3.jpg"),
+            *("bull/bull_2.jpg", "bull/bull_3.jpg", "bull/bull_9.jpeg", "bull/bull_10.JPG"),
+        ] or names == [
+            *("bull/bull_2.jpg", "bull/bull_3.jpg", "bull/bull_9.jpeg", "bull/bull_10.JPG"),
+            *("red_chicken/red_chicken_2.jpg", "red_chicken/red_chicken_3.jpg"),
+        ]
+        # a draw of one of two stored views sets the other one's photo free
+        run_dir = detect(call, tmp_path, models, "--n_training_views", 1, dataset="myvlm")
+        config = json.loads((run_dir / "config.json").read_text())
+        used = {Path(name).stem.rpartition("_")[0] for name in config["views"]}
+        stems = [Path(record["photo"]).stem for record in lines(run_dir / "predictions.jsonl")]
+        assert len(used) == 2 and len(stems) == 8 and not used & set(stems)
+
+    def test_nothing_left_to_test_on(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_myvlm(tmp_path / "data", ["bull"], photos=1)
+        run = common(tmp_path, models, "myvlm")
+        assert_ran(call(extraction.main, *run))
+        assert_refused(call(main, *run, "--save_folder", tmp_path / "r"), "reference photos")
+
+
+class TestThisIsMy:
+    KEYS = ("Reynards keyboard-keyboard", "Reynards work chair-chair")
+
+    def test_all_splits_of_single_concept(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_this_is_my(tmp_path / "data", self.KEYS, train=1, test=1)
+        positive = tmp_path / "data/This-is-My-Img/Single-concept/test/Positive"
+        write_photos(positive / self.KEYS[0], ["v1_double.png"], seed=7)
+        run = common(tmp_path, models, "this-is-my")
+        assert_ran(call(extraction.main, *run))
+        results = tmp_path / "results"
+        for split, name in (
+            (None, "positive"),
+            ("Fake", "fake"),
+            ("Negative (Hard)", "negative_hard"),
+            ("Negative (Other)", "negative_other"),
+        ):
+            options = ("--save_folder", results, "--detect_thresh", 0.6, *(("--test_split", split) if split else ()))
+            result = call(main, *run, *options)
+            assert_ran(result)
+            folder = Path(re.findall(r"results in (.*)", result.stdout)[0])
+            records = lines(folder / "predictions.jsonl")
+            assert all(f"/test/{split or 'Positive'}/" in record["photo"] for record in records)
+            if split is None:
+                double = [record for record in records if record["photo"].endswith("_double.png")]
+                assert [set(record["labels"]) for record in double] == [set(self.KEYS)]
+            metrics = json.loads((folder / "metrics.json").read_text())
+            for u, key in enumerate(self.KEYS):
+                truth = [key in record["labels"] for record in records]
+                found = [any(d["concept"] == key for d in record["detections"]) for record in records]
+                for short, value in plain.unit_metrics(truth, found).items():
+                    expected = 1 - value if split else value
+                    plural = {"precision": "precisions", "recall": "recalls"}[short.removeprefix("neg_")]
+                    plural = f"neg_{plural}" if short.startswith("neg_") else plural
+                    array = np.load(results / f"this-is-my-single-{name}-{plural}-0.6-normal.npy")
+                    np.testing.assert_allclose(array[u], expected)
+                    shown = metrics["per_concept"][key][short]
+                    assert shown is None if math.isnan(expected) else shown == pytest.approx(expected)
+
+    def test_multi_concept(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        keys = ["Alex-woman", "Alexs hat-hat", "Casey-man", "Caseys son-man"]
+        pairs = ["Alex_and_Alexs hat", "Casey_and_Caseys son"]
+        write_multi(tmp_path / "data", keys, pairs, train=1, test=4)
+        run = (*common(tmp_path, models, "this-is-my"), "--multi_concept")
+        assert_ran(call(extraction.main, *run))
+        results = tmp_path / "results"
+        assert_ran(call(main, *run, "--save_folder", results, "--detect_thresh", "0.2,0.5"))
+        folder = run_folder(results)
+        seen = 0
+        for threshold in ("0.2", "0.5"):
+            records = lines(folder / f"threshold-{threshold}" / "predictions.jsonl")
+            metrics = json.loads((folder / f"threshold-{threshold}" / "metrics.json").read_text())
+            assert len(records) == 8 and set(metrics["per_concept"]) == set(pairs)
+            for pair, own in (
+                (pairs[0], {"Alex-woman", "Alexs hat-hat"}),
+                (pairs[1], {"Casey-man", "Caseys son-man"}),
+            ):
+                truth = [f"/{pair}/" in record["photo"] for record in records]
+                assert [set(r["labels"]) == own for r in records] == truth
+                found = [own <= {d["concept"] for d in record["detections"]} for record in records]
+                seen += sum(found)
+                expected = plain.unit_metrics(truth, found)
+                stored = metrics["per_concept"][pair]
+                for name, value in expected.items():
+                    assert stored[name] is None if math.isnan(value) else stored[name] == pytest.approx(value)
+                balanced = (expected["recall"] + expected["neg_recall"]) / 2
+                assert stored["balanced_accuracy"] == pytest.approx(balanced)
+            assert (results / f"this-is-my-multi-recalls-{threshold}-normal.npy").is_file()
+        assert seen  # a unit was found, so all of its concepts were
+
+
+class TestZeroProposals:
+    def test_photos_without_a_proposal(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(regions, "PROPOSAL_SCORE", 1.0)
+        run = detect(call, small, models)
+        for record in lines(run / "predictions.jsonl"):
+            assert record["detections"] == [] and set(record["similarities"].values()) == {None}
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert metrics["per_concept"]["lamp"]["precision"] is None
+        assert metrics["per_concept"]["lamp"]["recall"] == 0
+        assert metrics["per_concept"]["lamp"]["neg_recall"] == 1
+
+
+class TestPhotosThatCannotBeRead:
+    def test_the_others_are_finished_and_counted(self, small: Path, models: Path, call: Callable) -> None:
+        (small / "data/YoLLaVA/test/lamp/1.png").write_bytes(b"no image")
+        run = (*common(small, models), "--save_folder", small / "r", "--detect_thresh", 0.6)
+        result = call(main, *run)
+        assert_ran(result, 1)
+        assert "lamp/1.png" in result.stdout and "1 of 6 photos" in result.stdout
+        records = lines(run_folder(small / "r") / "predictions.jsonl")
+        assert len(records) == 5 and not any(record["photo"].endswith("lamp/1.png") for record in records)
+        metrics = json.loads((run_folder(small / "r") / "metrics.json").read_text())
+        assert metrics["per_concept"]["lamp"]["gt"] == 2
+        assert_refused(call(main, *run, "--strict"), "lamp/1.png", "--strict")
+
+    def test_none_can_be_read(self, small: Path, models: Path, call: Callable) -> None:
+        for path in (small / "data/YoLLaVA/test").rglob("*.png"):
+            path.write_bytes(b"no image")
+        result = call(main, *common(small, models), "--save_folder", small / "r")
+        assert_refused(result, "none of the 6 photos")
+
+
+class TestGoingOn:
+    def test_after_a_kill(self, small: Path, models: Path, call: Callable) -> None:
+        for key in CONCEPTS[:2]:
+            write_photos(small / "data/YoLLaVA/test" / key, [f"{n}.png" for n in range(3, 14)], seed=500 + len(key))
+        run = (*common(small, models), "--detect_thresh", "0.5,0.6")
+        assert_ran(call(main, *run, "--save_folder", small / "whole"))
+
+        killed = small / "killed"
+        command = [sys.executable, str(ROOT / "detection.py"), *map(str, run), "--save_folder", str(killed)]
+
+        def written() -> int:
+            return sum(len(path.read_text().splitlines()) for path in killed.glob("runs/*/part*"))
+
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=script_environment()) as process:
+            end = time.monotonic() + 200
+            while written() < 4 and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+        before = written()
+        assert 4 <= before < 28 and not list(killed.rglob("predictions.jsonl"))
+        result = call(main, *run, "--save_folder", killed)
+        assert_ran(result)
+        assert f"{28 - before}/{28 - before}" in result.stderr  # only what was missing
+        folder = run_folder(killed)  # the same folder went on
+        made, expected = files_of(folder), files_of(run_folder(small / "whole"))
+        assert made.keys() == expected.keys()
+        del made["config.json"], expected["config.json"]  # the two name different save folders
+        assert made == expected
+        for array in (small / "whole").glob("*.npy"):
+            assert (killed / array.name).read_bytes() == array.read_bytes()
+
+    def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
+        folder = detect(call, small, models, "--limit", 2)
+        (folder / "summary.json").unlink()  # as if it had been interrupted
+        results = folder.parents[1]
+        run = (*common(small, models), "--limit", 2, "--save_folder", results)
+        assert_ran(call(main, *run, "--detect_thresh", 0.6))
+        assert len(list((results / "runs").iterdir())) == 2

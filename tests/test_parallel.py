@@ -1,0 +1,115 @@
+"""Several processes: every photo once, and the same files as one process makes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    CONCEPTS,
+    ROOT,
+    TINY,
+    assert_ran,
+    files_of,
+    run_folder,
+    run_script,
+    script_environment,
+    write_yollava,
+)
+
+from pekit.cli import detection, extraction
+from pekit.parallel import Shard, current_shard, gather, shard_device
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_hold_every_item_once(world: int) -> None:
+    items = list(range(17))
+    shares = [Shard(rank, world).share(items) for rank in range(world)]
+    assert sorted(item for share in shares for item in share) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_place_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert current_shard() == Shard(0, 1, 0)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert current_shard() == Shard(5, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "ids", "rank", "expected"),
+    [
+        ("auto", (4, 6), 1, "cuda:6"),
+        ("cuda", (4, 6), 0, "cuda:4"),
+        ("cuda", (3,), 0, "cuda:3"),
+        ("cpu", (0, 1), 1, "cpu"),
+        ("cuda:2", (), 0, "cuda:2"),
+    ],
+)
+def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expected: str) -> None:
+    assert shard_device(device, ids, Shard(rank, max(1, len(ids)), rank)) == expected
+
+
+def test_one_process_gathers_itself() -> None:
+    assert gather({"a": 1}, Shard()) == [{"a": 1}]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_yollava(tmp_path / "data", CONCEPTS[:2], train=2, test=2)
+    (tmp_path / "data/YoLLaVA/test/lamp/1.png").write_bytes(b"no image")  # the first process's, of the two
+    return tmp_path
+
+
+def options(folder: Path, models: Path) -> tuple:
+    return "--dataset", "yollava", "--data_folder", folder / "data", "--models", models, *TINY, "--device", "cpu"
+
+
+def torchrun(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*command, str(ROOT / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=script_environment(),
+    )
+
+
+def test_two_processes_equal_one(data: Path, models: Path, call: Callable) -> None:
+    """Extraction by torchrun, detection by --device_ids."""
+    run = options(data, models)
+    assert_ran(call(extraction.main, *run, "--features_folder", data / "one"))
+    shared = torchrun("extraction.py", *run, "--features_folder", data / "two")
+    assert_ran(shared)
+    assert shared.stdout.count("4 views made") == 1
+    one, two = files_of(data / "one"), files_of(data / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.endswith(".pt"):
+            a, b = (torch.load(data / side / name, weights_only=True) for side in ("one", "two"))
+            np.testing.assert_allclose(a["descriptor"].numpy(), b["descriptor"].numpy(), atol=1e-6)
+        else:
+            assert one[name] == two[name]
+
+    detect = (*run, "--features_folder", data / "one", "--detect_thresh", 0.5)
+    assert_ran(call(detection.main, *detect, "--save_folder", data / "r1"), 1)
+    result = run_script("detection.py", *detect, "--save_folder", data / "r2", "--device_ids", "0,1")
+    assert_ran(result, 1)
+    assert result.stdout.count("1 of 4 photos") == 1 and len(re.findall("results in", result.stdout)) == 1
+    first, second = run_folder(data / "r1"), run_folder(data / "r2")
+    assert files_of(first).keys() == files_of(second).keys()
+    assert json.loads((first / "summary.json").read_text()) == json.loads((second / "summary.json").read_text())
+    assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
+    pairs = zip(*((f / "predictions.jsonl").read_text().splitlines() for f in (first, second)), strict=True)
+    for a, b in (map(json.loads, pair) for pair in pairs):
+        assert a["photo"] == b["photo"]
+        assert a["similarities"] == pytest.approx(b["similarities"], abs=1e-6)
+        assert a["detections"] == b["detections"]
