@@ -103,16 +103,17 @@ class Chat:
         """
         import openai
 
-        reason, wait = "", self._patience.first_wait
+        reason, asked_wait = "", 0.0
         for attempt in range(self._patience.attempts):
-            if attempt and self._stopped.wait(wait):
+            own_wait = min(self._patience.first_wait * 2 ** (attempt - 1), LONGEST_WAIT)
+            if attempt and self._stopped.wait(max(own_wait, asked_wait)):
                 break
-            wait = min(2 * wait, LONGEST_WAIT)
+            asked_wait = 0.0
             try:
                 response = self._client.chat.completions.create(
                     model=self._endpoint.model, messages=messages, **parameters
                 )
-                reply = (response.choices[0].message.content or "") if response.choices else ""
+                choice = response.choices[0] if response.choices else None
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise UserError(
                     f"{self._endpoint.option}: the server refuses every request ({self._shown(error)}): check key, "
@@ -120,7 +121,11 @@ class Chat:
                 ) from None
             except openai.APIError as error:  # 429, 5xx, time-outs, no connection, refused content
                 reason = self._shown(error)
-                wait = max(wait, _asked_wait(error))
+                asked_wait = _asked_wait(error)
+                continue
+            reply = choice.message.content if choice else None
+            if choice is None or reply is None or choice.finish_reason == "content_filter":
+                reason = "the server gave no text"
                 continue
             accepted = accept(reply)
             if accepted is not None:

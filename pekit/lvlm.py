@@ -354,7 +354,7 @@ class ServedLvlm(Lvlm):
         try:
             text, _ = self._chat.ask(
                 [{"role": "user", "content": content}],
-                lambda reply: reply.strip() or None,
+                str.strip,  # an empty reply is a reply, as it is of a local model
                 temperature=0,
                 max_tokens=self._max_new_tokens,
             )

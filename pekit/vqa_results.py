@@ -15,10 +15,11 @@ ANSWERS, CONFIG, TEXT, SUMMARY = "answers.jsonl", "config.json", "results_vqa.tx
 
 
 def model_folder(source: str) -> str:
-    """The part of a result path that names the LVLM: a hub id as it is, the name of a local folder, a served name."""
+    """The part of a result path that names the LVLM: a hub id as it is, the name of a local folder, a served name
+    without slashes."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser().resolve().name
-    return source.replace(":", "-").strip("./")
+    return source.replace(":", "-").replace("/", "-") if source.startswith("openai:") else source
 
 
 def wilson_interval(correct: int, total: int) -> list[float | None]:

@@ -369,10 +369,11 @@ def test_failures_are_retried_then_recorded_and_the_rest_goes_on(no_key: pytest.
     assert [prompt_of(body) for body in server.bodies] == ["always"] * 3 + ["once"] * 2 + ["never"]
 
 
-def test_empty_replies_are_asked_again(no_key: pytest.MonkeyPatch) -> None:
-    with ChatServer(lambda body, n: ["", None, "A"][n]) as server:
-        [(_, reply)] = served(server).answers([Request(0, None, "?")])
-    assert reply.text == "A"
+def test_replies_without_text_are_asked_again_but_an_empty_one_is_a_reply(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: [None, "A", ""][n]) as server:
+        requests = [Request(n, None, "?") for n in range(2)]
+        found = {r.tag: reply.text for r, reply in served(server, concurrency=1).answers(requests)}
+    assert found == {0: "A", 1: ""} and len(server.bodies) == 3
 
 
 def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyPatch) -> None:
