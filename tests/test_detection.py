@@ -21,8 +21,10 @@ import torch
 from conftest import (
     CONCEPTS,
     ROOT,
+    SPLITS,
     THRESHOLDS,
     TINY,
+    Shared,
     assert_ran,
     assert_refused,
     files_of,
@@ -504,3 +506,54 @@ class TestGoingOn:
         run = (*common(small, models), "--limit", 2, "--save_folder", results)
         assert_ran(call(main, *run, "--detect_thresh", 0.6))
         assert len(list((results / "runs").iterdir())) == 2
+
+
+CHECKPOINTS = ROOT / "pekit/sample/checkpoints"
+
+
+class TestSample:
+    """The whole way on the drawn miniature that ships with the project."""
+
+    @pytest.fixture(scope="class")
+    def drawn(self, shared: Shared) -> Path:
+        def build(folder: Path) -> None:
+            from pekit.sample.__main__ import main as sample
+
+            assert sample(["--out", str(folder / "data")]) == 0
+
+        return shared("drawn", build)
+
+    @pytest.mark.parametrize(
+        ("dataset", "options"),
+        [
+            ("yollava", ()),
+            ("myvlm", ("--variation", "augment")),
+            ("this-is-my", ("--grounding_sam",)),
+            ("this-is-my", ("--multi_concept",)),
+        ],
+    )
+    def test_every_layout(
+        self, drawn: Path, models: Path, tmp_path: Path, call: Callable, dataset: str, options: tuple
+    ) -> None:
+        (tmp_path / "data").symlink_to(drawn / "data")
+        run = (*common(tmp_path, models, dataset), *options, "--n_training_views", 1)
+        assert_ran(call(extraction.main, *run, *(("--n_augment", 1) if dataset == "myvlm" else ())))
+        splits = SPLITS if dataset == "this-is-my" and "--multi_concept" not in options else (None,)
+        for split in splits:
+            own = ("--test_split", split) if split else ()
+            assert_ran(call(main, *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
+        assert len(list((tmp_path / "results/runs").iterdir())) == len(splits)
+        assert len(list((tmp_path / "results").glob("*.npy"))) == 4 * len(splits)
+
+    @pytest.mark.skipif(
+        not all((CHECKPOINTS / role / "model.safetensors").exists() for role in ("grounding", "features")),
+        reason="the trained sample checkpoints are not in this checkout",
+    )
+    def test_trained_models_recognise_drawn_concepts(self, drawn: Path, tmp_path: Path, call: Callable) -> None:
+        run = ("--dataset", "yollava", "--data_folder", drawn / "data", "--features_folder", tmp_path / "features")
+        run = (*run, "--models", "sample", "--n_training_views", 2, "--num_workers", 0)
+        assert_ran(call(extraction.main, *run))
+        assert_ran(call(main, *run, "--save_folder", tmp_path / "results"))
+        means = json.loads((run_folder(tmp_path / "results") / "metrics.json").read_text())["means"]
+        assert means["recall"]["mean"] > 0.7  # an eighth of the photos show a concept: chance is far below
+        assert means["weighted_accuracy"]["mean"] > 0.8
