@@ -508,6 +508,22 @@ def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) ->
     assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
 
 
+def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", "--with_baseline", *served(server)))
+        run = only_run(tmp_path / "results")
+        final = (run / "results_summary.json").read_bytes()
+        lines = (run / "answers.jsonl").read_text().splitlines(keepends=True)
+        unanswered = json.loads(lines[4]) | {"reply": None, "error": "the server was away"}
+        (run / "answers.jsonl").write_text("".join([*lines[:3], json.dumps(unanswered) + "\n", lines[5]]))
+        assert_ran(ask("--resume", run))
+        assert sorted(prompt_of(body) for body in server.bodies[6:]) == [
+            "Is lamp on? A.yes or B.no",
+            "Where is pig-cup? A.left or B.right",
+        ]
+    assert (run / "results_summary.json").read_bytes() == final
+
+
 def test_regrade_asks_the_judge_only(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     def answer(body: dict, n: int) -> str:
         return "Yes" if body["model"] == "judge" else "outside"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SECRET = "sk-test-5ecret-never-to-be-seen"
+SECRET = "5ecret-never-to-be-seen"
 MOST_REQUESTS = 500
 
 Answer = str | tuple[int, str] | None
