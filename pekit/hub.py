@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -120,6 +122,8 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
     with _Explained(option, source):
+        if not folder.is_dir():
+            _ask_once(name, revision or "main")
         config = AutoConfig.from_pretrained(name, revision=revision or "main")
     if config.model_type not in model_types:
         raise UserError(
@@ -155,6 +159,18 @@ class _Explained:
             mend = "check the id and the network, or download it where there is one and give the folder"
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{self.option} {self.source} cannot be loaded ({reason}): {mend}") from error
+
+
+def _ask_once(name: str, revision: str) -> None:
+    """Give up at the first request where the hub cannot be reached; the library repeats it for half a minute."""
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        return  # what follows says what it answered, or what is not on disk
+    except Exception as error:  # each version of the hub's library has connection errors of its own
+        raise OSError(f"no answer from the hub: {error}") from error
 
 
 def _cached(name: str, revision: str | None) -> str:

@@ -323,7 +323,7 @@ class TestModelsThatCannotBeUsed:
 
     def test_a_hub_id_without_network(self, folder: Path, models: Path) -> None:
         nobody = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-        start = time.monotonic()
         run = (*options(folder, models), "--dino_model", "facebook/dinov2-large")
-        assert_refused(run_script("extraction.py", *run, env=nobody), "--dino_model facebook/dinov2-large", "network")
-        assert time.monotonic() - start < 100  # importing takes most of it on a busy machine
+        result = run_script("extraction.py", *run, env=nobody)
+        assert_refused(result, "--dino_model facebook/dinov2-large", "network")
+        assert "Retrying" not in result.stderr  # half a minute, as the library does it

@@ -86,6 +86,10 @@ class TestDetect:
         found = detect(np.array([[0.9, 0.91]], dtype=np.float32), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
         assert [d.concept for d in found] == ["lamp"]
 
+    def test_equal_concepts_go_to_the_first(self) -> None:
+        found = detect(np.array([[0.8, 0.9, 0.9]], dtype=np.float32), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
+        assert [d.concept for d in found] == ["lamp"]
+
     @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
     def test_equal_to_masks_drawn_and_merged(self, threshold: float) -> None:
         rng = np.random.default_rng(3)
