@@ -38,17 +38,19 @@ DRY_RUN_PROMPTS = 3
 
 @dataclass(frozen=True)
 class VqaReport:
-    """What came of it: the run's folder, its summary, and that as a table."""
+    """What came of it.
+
+    Attributes:
+        folder: the run's.
+        summary: what ``results_summary.json`` holds.
+        table: the same for people.
+        complete: every question has a reply and, but for those that ``--grader none`` leaves ungraded, a verdict.
+    """
 
     folder: Path
     summary: dict
     table: str
-
-    @property
-    def complete(self) -> bool:
-        """Whether every question that was asked has a reply and, where a grader was given, a verdict."""
-        tallies = [self.summary, *([self.summary["baseline"]] if "baseline" in self.summary else [])]
-        return not any(counts["unanswered"] or counts["ungraded"] for counts in tallies)
+    complete: bool
 
 
 def run_vqa(
@@ -107,7 +109,8 @@ def finish(folder: Path, answers: Sequence[Answer], left_out: Sequence[LeftOut],
     verdicts.sort(key=lambda answer: (answer.query.number, answer.query.variant == BASELINE))
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
     summary = write_results(folder, verdicts, left_out)
-    return VqaReport(folder, summary, summary_text(summary))
+    complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
+    return VqaReport(folder, summary, summary_text(summary), complete and not summary["errors"])
 
 
 # --- where the concepts are ---------------------------------------------------------------------------------------

@@ -50,6 +50,9 @@ class Item:
     gpt_answer: str = ""
 
 
+MISSING_PHOTO, UNKNOWN_CONCEPT = "the photo is missing", "no views of this concept are stored"
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A question that cannot be asked, and why."""
@@ -202,9 +205,9 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         meant = tuple(concept.key for concept in concepts_of_key(subject, concepts))
         path = None if text_only else find_photo(name, folders, dataset)
         if not meant and not unknown:
-            left_out.append(LeftOut(subject, name, "no views of this concept are stored"))
+            left_out.append(LeftOut(subject, name, UNKNOWN_CONCEPT))
         elif path is None and not text_only:
-            left_out.append(LeftOut(subject, name, "the photo is missing"))
+            left_out.append(LeftOut(subject, name, MISSING_PHOTO))
         else:
             text, options, answer = _wording(entry, f"{file}, '{subject}', '{name}'")
             context = " ".join(described[key] for key in meant or (subject,) if key in described)

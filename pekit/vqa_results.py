@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pekit.answers import BASELINE, PERSONALISED, Answer
 from pekit.files import write_atomically
-from pekit.questions import LeftOut
+from pekit.questions import MISSING_PHOTO, LeftOut
 from pekit.results import write_json
 
 ANSWERS, CONFIG, TEXT, SUMMARY = "answers.jsonl", "config.json", "results_vqa.txt", "results_summary.json"
@@ -79,8 +79,8 @@ def summarise(answers: Sequence[Answer], left_out: Sequence[LeftOut]) -> dict:
     """Everything that ``results_summary.json`` holds."""
     own = [answer for answer in answers if answer.query.variant == PERSONALISED]
     baseline = [answer for answer in answers if answer.query.variant == BASELINE]
-    missing = [entry for entry in left_out if "photo" in entry.reason]
-    others = [entry for entry in left_out if "photo" not in entry.reason]
+    missing = [entry for entry in left_out if entry.reason == MISSING_PHOTO]
+    others = [entry for entry in left_out if entry.reason != MISSING_PHOTO]
     summary = tally(own)
     summary["missing_photos"] = {"count": len(missing), "photos": [entry.photo for entry in missing]}
     summary["left_out"] = {
