@@ -26,14 +26,14 @@ def parser(description: str | None, **sizes: int) -> argparse.ArgumentParser:
     return result
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side, the sides run alternately after one unmeasured round."""
+def in_turn(sides: dict[str, Callable[[], Any]], repeats: int, unmeasured: int = 1) -> dict[str, list[float]]:
+    """Seconds of each side, the sides run alternately after some unmeasured rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
+    for repeat in range(-unmeasured, repeats):
         for name, side in sides.items():
             started = time.perf_counter()
             side()
-            if repeat:
+            if repeat >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -37,7 +37,7 @@ def main() -> None:
             "one process": lambda: run(*detect, OMP_NUM_THREADS=str(threads)),
             f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=str(threads)),
         }
-        report(args, in_turn(sides, args.repeats), "one process", threads_of_each_process=threads)
+        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process", threads_of_each_process=threads)
 
 
 def run(*command: str, **environment: str) -> None:

@@ -35,14 +35,22 @@ def commands(out: Path, models: str) -> list[tuple[str, list[str]]]:
         for split in splits:
             own = ["--test_split", split] if split else []
             runs.append(("detection", [*chosen, *own, *shared, *results]))
+    for dataset, options in (
+        ("yollava", ["--with_baseline"]),
+        ("yollava", ["--task", "tqa"]),
+        ("this-is-my", ["--with_baseline", "--overlays"]),
+        ("this-is-my", ["--multi_concept", "True", "--with_baseline", "--overlays"]),
+    ):
+        # open questions are graded by exact match: a judge needs a key and a network
+        runs.append(("vqa", ["--dataset", dataset, *options, "--grader", "exact", *shared, *results]))
     return runs
 
 
 def run_command(script: str, options: list[str]) -> int:
     """Run a script in this process; its exit code."""
-    from pekit.cli import detection, extraction
+    from pekit.cli import detection, extraction, vqa
 
-    return {"extraction": extraction.main, "detection": detection.main}[script](options)
+    return {"extraction": extraction, "detection": detection, "vqa": vqa}[script].main(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
