@@ -180,24 +180,3 @@ class Question:
     options: dict[str, str] = field(default_factory=dict)
     photo_name: str = ""
     context: str = ""
-
-
-@dataclass(frozen=True)
-class GradedAnswer:
-    """A question, what was asked and replied, and the verdict.
-
-    Attributes:
-        question: the question.
-        detections: the region of each concept asked about, in the order of the concepts; empty for the baseline.
-        prompt: the text that the LVLM was given.
-        reply: its answer, as it came.
-        correct: the verdict, or None where the answer could not be graded.
-        grader: what gave the verdict ("letter", "exact", "gpt", "none").
-    """
-
-    question: Question
-    detections: tuple[Detection, ...]
-    prompt: str
-    reply: str
-    correct: bool | None
-    grader: str
