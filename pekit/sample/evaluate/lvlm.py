@@ -1,0 +1,94 @@
+"""How well the sample LVLM answers about outlined objects it was never trained on, through the scripts' own prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pekit.grading import released_letter
+from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.prompting import box_prompt, draw_boxes, with_options
+from pekit.records import Detection
+from pekit.sample.benchmark import SIZES
+from pekit.sample.drawing import Scene, random_scene
+from pekit.sample.evaluate import Row
+from pekit.sample.questions import QUESTION_TEMPLATES, right_answer, wrong_answer
+
+NAME = "momo"
+
+
+def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
+    """Asks two-option questions about outlined objects, and the same ones without outlines and names.
+
+    Args:
+        folder: model folder.
+        seed: of the held-out scenes and of the questions.
+        n_scenes: scenes to draw, of two to four objects; each is asked about one of them, one question of every kind.
+
+    Returns:
+        Shares of right letters: of all questions, of each kind, and of the un-personalised baseline.
+    """
+    rng = np.random.default_rng(seed)
+    requests = [request for _ in range(n_scenes) for request in questions(rng)]
+    lvlm = open_lvlm(LvlmSettings(str(folder), batch_size=16, device="cpu", max_new_tokens=6))
+    lvlm.load()
+    right: dict[tuple[bool, str], list[bool]] = {}
+    for request, reply in lvlm.answers(requests):
+        personalised, kind, letter = request.tag
+        right.setdefault((personalised, kind), []).append(released_letter(reply.text or "", "AB") == letter)
+    asked, plain = (
+        [hit for (told, _), hits in right.items() if told == which for hit in hits] for which in (True, False)
+    )
+    return [
+        _row("two-option questions about the outlined object", asked, 0.9, True),
+        *(_row(f"… about its {kind}", right[True, kind], 0.9, True) for kind in QUESTION_TEMPLATES),
+        _row("the same without outline and name, several objects in view", plain, 0.65, False),
+    ]
+
+
+def questions(rng: np.random.Generator) -> list[Request]:
+    """Draws a held-out scene and words a question of every kind about one of its objects, with and without its outline.
+
+    Args:
+        rng: source of every choice.
+
+    Returns:
+        Requests; their tags say whether they are personalised, the kind of question and the right letter.
+    """
+    width, height = SIZES[rng.integers(len(SIZES))]
+    scene = random_scene(rng, int(rng.integers(2, 5)), (width, height), "heldout")
+    things = truth(scene)
+    own = things[rng.integers(len(things))]
+    image = Image.fromarray(scene.image)
+    outlined = draw_boxes(image, [Detection(NAME, 1.0, tuple(own["box_xyxyn"]))])
+    requests = []
+    for kind, (wordings, _) in QUESTION_TEMPLATES.items():
+        if not (right := right_answer(kind, own, things)):
+            continue
+        letter = "AB"[rng.integers(2)]
+        wrong = wrong_answer(rng, kind, own, things)
+        options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
+        question = with_options(str(rng.choice(wordings)).format(name=NAME), options)
+        requests.append(Request((True, kind, letter), outlined, box_prompt(question, [NAME])))
+        requests.append(Request((False, kind, letter), image, question))
+    return requests
+
+
+def truth(scene: Scene) -> list[dict]:
+    """What a scene shows, as the sample's truth has it."""
+    height, width = scene.image.shape[:2]
+    return [
+        {
+            "category": thing.instance.category,
+            "colour": thing.instance.colour,
+            "accent": thing.instance.accent,
+            "pattern": thing.instance.pattern,
+            "box_xyxyn": (thing.box_xyxy / [width, height, width, height]).tolist(),
+        }
+        for thing in scene.objects
+    ]
+
+
+def _row(asked: str, hits: Sequence[bool], bound: float, at_least: bool) -> Row:
+    return Row("LVLM", asked, float(np.mean(hits)), bound, at_least, len(hits))

@@ -1,0 +1,192 @@
+"""What the sample LVLM looks at while it trains: scenes with outlined objects, and what is where in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pekit.prompting import COLOURS as BOX_COLOURS
+from pekit.prompting import LINE_WIDTH
+from pekit.sample.benchmark import SIZES
+from pekit.sample.models.lvlm import IMAGE_SIZE, MEAN, STD
+from pekit.sample.questions import QUESTION_TEMPLATES, right_answer
+from pekit.sample.train.scenes import StoredScene, augment
+
+IGNORED = -100
+ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
+LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
+_N_OUTLINED = (0.75, 0.2, 0.05)
+_LINES = {"blue": (0, 0, 255), "red": (255, 0, 0), "green": (0, 128, 0)}
+
+
+@dataclass(frozen=True)
+class View:
+    """A scene as the LVLM is shown it.
+
+    Attributes:
+        image: uint8 (S, S, 3) RGB, objects outlined.
+        labels: uint8 (S, S), k where object k - 1 is.
+        things: what the scene shows, as the question files' truth has it.
+        outlined: numbers of the outlined objects, in the order of the box colours; empty for a plain picture.
+        boxes_xyxy: float32 (len(outlined), 4) in px, the outlines.
+        whole: whether the view holds every object of the scene, so that they can be counted.
+        part: whether this is a piece cut from a view, in which sides of the picture mean nothing.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    things: list[dict]
+    outlined: tuple[int, ...]
+    boxes_xyxy: np.ndarray
+    whole: bool
+    part: bool = False
+
+
+def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View:
+    """Look at a stored scene through a random window and outline some of its objects, imprecisely, as a detector would.
+
+    Args:
+        rng: source of every choice.
+        scene: as stored.
+        plain: outline nothing.
+    """
+    while not (seen := augment(rng, scene, IMAGE_SIZE)).instances:
+        pass
+    n_objects = len(seen.instances)
+    count = 0 if plain else min(n_objects, 1 + int(rng.choice(len(_N_OUTLINED), p=_N_OUTLINED)))
+    outlined = tuple(int(k) for k in rng.permutation(n_objects)[:count])
+    image = seen.image.copy()
+    width, height = SIZES[rng.integers(len(SIZES))]
+    boxes = np.zeros((count, 4), np.float32)
+    for place, k in enumerate(outlined):
+        left, top, right, bottom = seen.boxes_xyxy[k]
+        spread = np.array([right - left, bottom - top, right - left, bottom - top]) * rng.choice([0.02, 0.07])
+        box = np.clip(seen.boxes_xyxy[k] + rng.normal(0, spread), 0, IMAGE_SIZE)
+        thickness = (LINE_WIDTH * IMAGE_SIZE / width, LINE_WIDTH * IMAGE_SIZE / height)
+        outline(image, box, thickness, _LINES[BOX_COLOURS[place]])
+        boxes[place] = box
+    things = [
+        {
+            "category": one.category,
+            "colour": one.colour,
+            "accent": one.accent,
+            "pattern": one.pattern,
+            "box_xyxyn": (box / IMAGE_SIZE).tolist(),
+        }
+        for one, box in zip(seen.instances, seen.boxes_xyxy, strict=True)
+    ]
+    whole = len(seen.instances) == len(scene.instances)
+    return View(image, seen.labels, things, outlined, boxes, whole)
+
+
+def cut_piece(rng: np.random.Generator, view: View, side: int) -> View:
+    """Cut a square around one of the objects out of a view: much to learn from a small picture.
+
+    Args:
+        rng: source of every choice.
+        view: a whole picture.
+        side: of the piece, in px.
+    """
+    k = view.outlined[0] if view.outlined and rng.random() < 0.6 else int(rng.integers(len(view.things)))
+    rows, columns = np.nonzero(view.labels == k + 1)
+    pick = int(rng.integers(len(rows)))
+    top, left = (
+        int(np.clip(place - side / 2 + rng.integers(-side // 6, side // 6 + 1), 0, IMAGE_SIZE - side))
+        for place in (rows[pick], columns[pick])
+    )
+    window = slice(top, top + side), slice(left, left + side)
+    boxes = view.boxes_xyxy - np.array([left, top, left, top], np.float32)
+    return View(view.image[window], view.labels[window], view.things, view.outlined, boxes, False, part=True)
+
+
+def outline(
+    image: np.ndarray, box_xyxy: np.ndarray, thickness: tuple[float, float], colour: tuple[int, int, int]
+) -> None:
+    """Outline a box inwards, in place, with edges as soft as shrinking the outlined photo makes them.
+
+    Args:
+        image: uint8 (H, W, 3).
+        box_xyxy: corners in px.
+        thickness: of the upright and of the level lines, in px; they differ in a squashed photo.
+        colour: RGB.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = box_xyxy
+    across, down = thickness
+    outer = np.outer(_covered(top, bottom, height), _covered(left, right, width))
+    inner = np.outer(_covered(top + down, bottom - down, height), _covered(left + across, right - across, width))
+    share = (outer - inner)[..., None]
+    rows, columns = slice(int(top), int(np.ceil(bottom))), slice(int(left), int(np.ceil(right)))
+    share, part = share[rows, columns], image[rows, columns]
+    image[rows, columns] = (part + share * (np.array(colour) - part.astype(np.float32))).astype(np.uint8)
+
+
+def _covered(first: float, last: float, size: int) -> np.ndarray:
+    """How much of each pixel of a line lies between two places, f32 (size,)."""
+    edges = np.clip(np.arange(size + 1, dtype=np.float32), first, max(first, last))
+    return np.diff(edges)
+
+
+def known_answer(kind: str, own: dict, things: Sequence[dict]) -> str | None:
+    """The right answer about one of the things in view; None where there is none among the kind's answers."""
+    if kind == "count" and sum(thing["category"] == own["category"] for thing in things) > len(ANSWERS["count"]):
+        return None
+    return right_answer(kind, own, things)
+
+
+@dataclass(frozen=True)
+class CellTruth:
+    """What each cell of B views shows; n x n cells in rows, C box colours in use.
+
+    Attributes:
+        words: kind of question -> int (B, n * n), number of the answer among the kind's answers for the object that the
+            cell shows; `IGNORED` where it shows none, or not much of one, or the question has no answer.
+        background: float32 (B, n * n), 1 where there is no object, 0 where there is one, NaN in between.
+        inside: float32 (B, n * n, C), whether the cell's centre lies in the box of that colour.
+        meant: float32 (B, n * n, C), whether it shows the object outlined in that colour.
+    """
+
+    words: dict[str, torch.Tensor]
+    background: torch.Tensor
+    inside: torch.Tensor
+    meant: torch.Tensor
+
+
+def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
+    """Look up, cell by cell, what views show.
+
+    Args:
+        views: the pictures, all of one size.
+        cell: side of a cell in px, a divisor of the pictures' side.
+    """
+    n = len(views[0].labels) // cell
+    words = {kind: np.full((len(views), n * n), IGNORED) for kind in ANSWERS}
+    background = np.full((len(views), n * n), np.nan, np.float32)
+    inside, meant = (np.zeros((len(views), n * n, len(_LINES)), np.float32) for _ in range(2))
+    centres = (np.arange(n) + 0.5) * cell
+    for row, view in enumerate(views):
+        pixels_of = view.labels.reshape(n, cell, n, cell).transpose(0, 2, 1, 3).reshape(n * n, -1)
+        covered = np.stack([(pixels_of == k).mean(1) for k in range(1, len(view.things) + 1)])
+        number, share = covered.argmax(0), covered.max(0)
+        background[row, share < 0.03] = 1
+        background[row, share >= LEAST_SHARE] = 0
+        for kind, answers in ANSWERS.items():
+            if (kind == "count" and not view.whole) or (kind == "side" and view.part):
+                continue
+            right = [known_answer(kind, thing, view.things) for thing in view.things]
+            numbers = np.array([answers.index(answer) if answer in answers else IGNORED for answer in right])
+            words[kind][row] = np.where(share >= LEAST_SHARE, numbers[number], IGNORED)
+        for place, (k, box) in enumerate(zip(view.outlined, view.boxes_xyxy, strict=True)):
+            in_x = (centres >= box[0]) & (centres < box[2])
+            in_y = (centres >= box[1]) & (centres < box[3])
+            inside[row, :, place] = (in_y[:, None] & in_x).ravel()
+            meant[row, :, place] = (number == k) & (share >= LEAST_SHARE)
+    tensors = {kind: torch.from_numpy(numbers) for kind, numbers in words.items()}
+    return CellTruth(tensors, *map(torch.from_numpy, (background, inside, meant)))
+
+
+def pixels(views: Sequence[View]) -> torch.Tensor:
+    """Normalised pictures, f32 (B, 3, S, S)."""
+    images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2) / 255
+    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

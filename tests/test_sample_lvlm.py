@@ -1,0 +1,179 @@
+"""The sample LVLM: build, tokenizer, training targets, packed questions, and what the shipped checkpoint reaches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Dinov2Model,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+)
+
+from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.prompting import box_prompt, draw_boxes, with_options
+from pekit.records import Detection
+from pekit.sample.models.features import build_features
+from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
+from pekit.sample.train.lvlm import start_tower
+from pekit.sample.train.lvlm_talk import Turn, chat, pack
+from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View, cell_truth, cut_piece, outline
+
+PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "teddy bear"}), ["momo"])
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lvlm")
+    build_lvlm(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(untrained: Path) -> InternVLProcessor:
+    return AutoProcessor.from_pretrained(untrained)
+
+
+def view_of(things: list[dict], labels: np.ndarray, outlined: tuple[int, ...], boxes: list[list[float]]) -> View:
+    image = np.zeros((*labels.shape, 3), np.uint8)
+    return View(image, labels, things, outlined, np.array(boxes, np.float32).reshape(-1, 4), whole=True)
+
+
+def thing(category: str, colour: str, box: list[float]) -> dict:
+    return {"category": category, "colour": colour, "accent": "white", "pattern": "plain", "box_xyxyn": box}
+
+
+def test_build_is_deterministic_and_loads_by_its_own_class(untrained: Path, tmp_path: Path) -> None:
+    build_lvlm(tmp_path / "same", 3)
+    build_lvlm(tmp_path / "other", 4)
+    model, same, other = (
+        AutoModelForImageTextToText.from_pretrained(f) for f in (untrained, tmp_path / "same", tmp_path / "other")
+    )
+    assert isinstance(model, InternVLForConditionalGeneration)
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in same.state_dict().items())
+    key = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(weights[key], other.state_dict()[key])
+
+
+def test_untrained_model_answers_a_photo_through_the_scripts(untrained: Path) -> None:
+    lvlm = open_lvlm(LvlmSettings(str(untrained), device="cpu", max_new_tokens=3))
+    lvlm.load()
+    request = Request(0, Image.new("RGB", (300, 200), "red"), PROMPT)
+    [(_, reply)] = lvlm.answers([request])
+    [(_, again)] = lvlm.answers([request])
+    assert reply.text is not None and reply.text == again.text
+
+
+@pytest.mark.parametrize("text", ["A.red or B.two words", "Ünï 你 it's\n\n  x", "NORA'S KITE? A.2", PROMPT])
+def test_any_text_survives_the_tokenizer(processor: InternVLProcessor, text: str) -> None:
+    assert processor.tokenizer.decode(processor.tokenizer(text)["input_ids"]) == text
+
+
+def test_answers_and_their_options_start_with_one_known_word(processor: InternVLProcessor) -> None:
+    tokenize = processor.tokenizer.tokenize
+    for answers in ANSWERS.values():
+        for answer in answers:
+            words = answer.split()
+            assert tokenize(answer) == [words[0], *("Ġ" + word for word in words[1:])]
+            assert tokenize(f" B.{answer}")[0] == f"ĠB.{words[0]}"
+
+
+def test_spelled_embeddings_keep_the_spellings_of_a_word_together(
+    untrained: Path, processor: InternVLProcessor
+) -> None:
+    table = AutoModelForImageTextToText.from_pretrained(untrained).get_input_embeddings().weight.detach()
+    red, spaced, option, blue = (
+        table[processor.tokenizer.convert_tokens_to_ids(token)] for token in ("red", "Ġred", "A.red", "blue")
+    )
+    alike = torch.nn.functional.cosine_similarity
+    assert alike(red, spaced, dim=0) > 0.8
+    assert alike(red, option, dim=0) > 0.35 > alike(red, blue, dim=0)
+
+
+def test_written_out_chat_is_what_the_processor_feeds_the_model(processor: InternVLProcessor) -> None:
+    content = [
+        {"type": "text", "text": "USER: "},
+        {"type": "image", "image": Image.new("RGB", (50, 40))},
+        {"type": "text", "text": f"{PROMPT}\nASSISTANT:"},
+    ]
+    expected = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"images_kwargs": {"crop_to_patches": False}},
+    )
+    assert expected.pixel_values.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert processor.tokenizer(chat(processor, PROMPT, True))["input_ids"] == expected.input_ids[0].tolist()
+
+
+def test_packed_questions_are_computed_like_separate_ones(untrained: Path, processor: InternVLProcessor) -> None:
+    model = InternVLForConditionalGeneration.from_pretrained(untrained).eval()
+    turns = [
+        Turn("colour", "What colour is momo?", "red"),
+        Turn("side2", "On which side of the picture is momo? A.left or B.right", "B.right"),
+    ]
+    packed = pack(processor, [turns], [False])
+    text = model.model.language_model
+    with torch.inference_mode():
+        together = text(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions)
+        for (_, column), turn in zip(packed.starts.tolist(), turns, strict=True):
+            ids = torch.tensor([processor.tokenizer(chat(processor, turn.prompt, False))["input_ids"]])
+            alone = text(input_ids=ids).last_hidden_state[0, -1]
+            torch.testing.assert_close(together.last_hidden_state[0, column], alone, rtol=1e-4, atol=1e-4)
+            first = processor.tokenizer(turn.reply)["input_ids"][0]
+            assert packed.targets[0, column] == first
+    assert packed.kinds == ["colour", "side2"]
+
+
+def test_cells_say_what_is_where() -> None:
+    labels = np.zeros((28, 28), np.uint8)
+    labels[:14, :14], labels[14:, 14:] = 1, 2
+    things = [thing("mug", "red", [0, 0, 0.5, 0.5]), thing("mug", "blue", [0.5, 0.5, 1, 1])]
+    truth = cell_truth([view_of(things, labels, (1,), [[14, 14, 28, 28]])], PATCH)
+    colours = ANSWERS["colour"]
+    assert truth.words["colour"][0].tolist() == [colours.index("red"), IGNORED, IGNORED, colours.index("blue")]
+    assert truth.words["side"][0].tolist() == [0, IGNORED, IGNORED, 1]
+    assert truth.words["count"][0].tolist() == [1, IGNORED, IGNORED, 1]  # two mugs
+    assert truth.background[0].tolist() == [0, 1, 1, 0]
+    assert truth.meant[0, :, 0].tolist() == truth.inside[0, :, 0].tolist() == [0, 0, 0, 1]
+
+
+def test_a_piece_shows_an_object_and_moves_the_outline_with_it() -> None:
+    labels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    labels[150:170, 100:130] = 1
+    whole = view_of([thing("mug", "red", [0, 0, 1, 1])], labels, (0,), [[100, 150, 130, 170]])
+    piece = cut_piece(np.random.default_rng(0), whole, 112)
+    assert piece.image.shape == (112, 112, 3)
+    rows, columns = np.nonzero(piece.labels)
+    left, top, right, bottom = piece.boxes_xyxy[0]
+    assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert piece.part and not piece.whole
+
+
+def test_outline_looks_like_the_scripts_own_after_shrinking() -> None:
+    photo = Image.new("RGB", (448, 448), "white")
+    drawn = draw_boxes(photo, [Detection("x", 1.0, (0.25, 0.25, 0.75, 0.5))])
+    expected = np.asarray(drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR), np.float32)
+    image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, np.uint8)
+    outline(image, np.array([56, 56, 168, 112], np.float32), (5, 5), (0, 0, 255))
+    assert np.abs(image - expected).mean() < 1.0 < np.abs(255 - expected).mean()
+
+
+def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Path) -> None:
+    build_features(tmp_path, 5)
+    tower = InternVLForConditionalGeneration.from_pretrained(untrained).model.vision_tower.eval()
+    start_tower(tower, tmp_path)
+    features = Dinov2Model.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        depth = features.config.num_hidden_layers
+        ours = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
+        theirs = features(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
