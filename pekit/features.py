@@ -128,6 +128,7 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
     unique, which[filled] = np.unique(rectangles[filled], axis=0, return_inverse=True)
     # A row of a rectangle is the difference of two prefix sums, so a rectangle of h rows is a weighted sum of 2·h
     # table entries. A two-way table needs only four, but in fp64 (its large sums cancel); this is faster and as exact.
+    centre = grid.mean((0, 1))  # channels far from zero would lose digits in the sums
     x0, y0, x1, y1 = unique.T
     heights = y1 - y0
     starts = np.cumsum(heights) - heights
@@ -139,13 +140,13 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
     signs[:, 1] = -1
     total = embedding_bag(
         torch.from_numpy(entries).to(grid.device),
-        _prefix_sums(grid).flatten(0, 1),
+        _prefix_sums(grid - centre).flatten(0, 1),
         torch.from_numpy(2 * starts).to(grid.device),
         mode="sum",
         per_sample_weights=signs.flatten(),
     )
     areas = torch.from_numpy(((x1 - x0) * heights).astype(np.float32)).to(grid.device)
-    return total / areas[:, None], which
+    return total / areas[:, None] + centre, which
 
 
 def _prefix_sums(grid: torch.Tensor) -> torch.Tensor:
