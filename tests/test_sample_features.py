@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import build_features, sine_positions
 from pekit.sample.train.checkpoints import halve, load_state, save_state
-from pekit.sample.train.features import Batch, descriptors, region_loss
+from pekit.sample.train.features import LOOKS, Batch, looks_loss, region_loss, region_means
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "features"
@@ -83,7 +83,7 @@ def test_regions_know_what_they_hold() -> None:
     label = np.zeros((140, 140), np.uint8)
     label[14:70, 14:70] = 1
     label[84:126, 84:126] = 3
-    for region in scene_regions(label, np.random.default_rng(0)):
+    for region in scene_regions(label, np.ones(256, bool), np.random.default_rng(0)):
         cells = label[::14, ::14]
         for number in (1, 3):
             share = (region.patches & (cells == number)).sum() / (cells == number).sum()
@@ -95,8 +95,15 @@ def test_regions_know_what_they_hold() -> None:
 
 
 def _batch(scene: list[int], instance: list[int], shows: list[list[bool]]) -> Batch:
-    pooling = torch.ones(len(scene), 4) / 4
-    return Batch(torch.zeros(2, 3, 28, 28), torch.tensor(scene), pooling, torch.tensor(instance), torch.tensor(shows))
+    return Batch(
+        pixels=torch.zeros(2, 3, 28, 28),
+        scene=torch.tensor(scene),
+        pooling=torch.ones(len(scene), 4) / 4,
+        instance=torch.tensor(instance),
+        shows=torch.tensor(shows),
+        visible=torch.tensor([[0, -1, -1, 0], [1, -1, -1, -1]]),
+        looks=torch.tensor([[0, 1, 2, 3], [13, 11, 0, 5]]),
+    )
 
 
 def test_loss_counts_the_pairs_it_says() -> None:
@@ -114,18 +121,37 @@ def test_loss_counts_the_pairs_it_says() -> None:
     assert region_loss(unit, batch).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_descriptors_are_means_of_the_right_scenes_patches() -> None:
-    tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
-
-    class Fixed(torch.nn.Module):
-        def forward(self, pixel_values: torch.Tensor) -> object:
-            return type("Output", (), {"last_hidden_state": tokens})()
-
+def test_means_are_of_the_right_scenes_patches() -> None:
+    tokens = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1))
     batch = _batch([0, 1, 1], [0, 0, 1], [[True, False]] * 3)
     batch.pooling[2] = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    unit = descriptors(Fixed(), batch)
-    for row, mean in zip(unit, (tokens[0, 1:].mean(0), tokens[1, 1:].mean(0), tokens[1, 2]), strict=True):
-        torch.testing.assert_close(row, mean / mean.norm())
+    torch.testing.assert_close(
+        region_means(tokens, batch), torch.stack([tokens[0].mean(0), tokens[1].mean(0), tokens[1, 1]])
+    )
+
+
+def test_looks_are_asked_of_patches_and_boxes() -> None:
+    batch = _batch([0, 1], [0, -1], [[True, False], [False, False]])
+    sizes = [1 + len(LOOKS[0]), *map(len, LOOKS[1:])]
+    table = torch.randn(8, sum(sizes), generator=torch.Generator().manual_seed(2))  # the logits of 8 patches
+    tokens, head = torch.eye(8).reshape(2, 4, 8), torch.nn.Linear(8, sum(sizes), bias=False)
+    head.weight.data = table.T.contiguous()
+
+    def surprise(logits: np.ndarray, which: list[int], part: int) -> float:
+        odds = np.exp(logits[sum(sizes[:part]) : sum(sizes[: part + 1])])
+        return float(-np.log(odds[which[part] + (part == 0)] / odds.sum()))
+
+    looks = [[0, 1, 2, 3], [0, 1, 2, 3], [13, 11, 0, 5]]
+    logits = table.double().numpy()
+    on = [logits[0], logits[3], logits[4]]
+    off = [logits[k] for k in (1, 2, 5, 6, 7)]
+    either = [surprise(one, which, 0) for one, which in zip(on, looks, strict=True)]
+    either += [surprise(one, [-1], 0) for one in off]
+    patches = [np.mean([surprise(one, which, k) for one, which in zip(on, looks, strict=True)]) for k in range(4)]
+    box = [surprise(logits[:4].mean(0), looks[0], k) for k in range(4)]
+    expected = np.mean(either) + np.mean(patches) + np.mean(box)
+    means = region_means(tokens, batch)
+    assert looks_loss(head, tokens, means, batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_loss_takes_the_best_mask_and_spares_the_distance() -> None:
     truth[..., 1:3, 1:3] = 1
     window = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     window[..., :3, :3] = True
-    batch = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1), truth, window)
+    nothing = torch.zeros(1)
+    batch = Batch(nothing, nothing, nothing, truth, window, nothing)
     right = (truth * 2 - 1) * 8.0
     logits = torch.stack([right, -right], dim=2)
     iou = torch.tensor([[[1.0, 0.0]]])

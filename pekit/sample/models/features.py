@@ -25,6 +25,7 @@ def build_features(out: Path, seed: int) -> None:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         use_mask_token=False,
+        initializer_range=0.08,  # the default suits eight times the width: attention would stay flat for long
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,7 +33,7 @@ def build_features(out: Path, seed: int) -> None:
     with torch.no_grad():
         side = IMAGE_SIZE // PATCH_SIZE
         # Patches that know from the start where they are learn to look at their neighbours far sooner.
-        model.embeddings.position_embeddings[:, 1:] = 0.3 * sine_positions(side, WIDTH)
+        model.embeddings.position_embeddings[:, 1:] = sine_positions(side, WIDTH)
     model.save_pretrained(out)
     BitImageProcessor(
         do_resize=True,

@@ -19,6 +19,7 @@ IMAGE_SIZE = 192
 PATCH_SIZE = 8
 WIDTH = 64
 DECODER_WIDTH = 96
+INITIAL_DEVIATION = 0.08  # the defaults suit far wider layers, or weights to be loaded
 
 
 def build_masks(out: Path, seed: int) -> None:
@@ -35,7 +36,7 @@ def build_masks(out: Path, seed: int) -> None:
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        initializer_range=0.02,
+        initializer_range=INITIAL_DEVIATION,
         use_rel_pos=False,
         window_size=8,
         global_attn_indexes=[1, 3],
@@ -49,15 +50,21 @@ def build_masks(out: Path, seed: int) -> None:
         hidden_size=DECODER_WIDTH, mlp_dim=128, num_attention_heads=4, iou_head_hidden_dim=DECODER_WIDTH
     )
     config = SamConfig(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=decoder.to_dict()
+        vision_config=vision.to_dict(),
+        prompt_encoder_config=prompt.to_dict(),
+        mask_decoder_config=decoder.to_dict(),
+        initializer_range=INITIAL_DEVIATION,
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = SamModel(config)
         # As initialised, its deviation of half the encoder's width makes neighbouring places look unrelated.
         model.shared_image_embedding.positional_embedding.normal_()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):  # mask tokens, and what tells the two corners of a box apart
+                module.weight.normal_(std=0.5)
         side = IMAGE_SIZE // PATCH_SIZE
-        places = 0.3 * sine_positions(side, WIDTH).reshape(1, side, side, WIDTH)
+        places = sine_positions(side, WIDTH).reshape(1, side, side, WIDTH)
         model.vision_encoder.pos_embed = torch.nn.Parameter(places)
     model.save_pretrained(out)
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

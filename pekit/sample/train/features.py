@@ -4,6 +4,8 @@ What is asked of the features is the pipeline's own use of them: the mean of the
 filled, imprecise box is compared by cosine with a fixed threshold. So each step takes scenes that show the same few
 instances again, next to look-alikes and to other things in the same colours, pools jittered boxes, boxes over two
 objects, parts and background, and asks for pairs of one instance above the threshold and all other pairs well below it.
+Colours alone tell most instances apart, so a second term has every patch and every box name its object's category,
+colours and pattern; without it, shapes and patterns are learned far later than colours.
 """
 
 import time
@@ -17,14 +19,17 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Dinov2Model
 
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
-from pekit.sample.models.features import build_features
+from pekit.sample.models.features import WIDTH, build_features
 from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
 from pekit.sample.train.groups import Group, groups
-from pekit.sample.train.regions import scene_regions
+from pekit.sample.train.regions import PATCH, scene_regions, tight_box
 
-STEPS = 1500
-LEARNING_RATE = 1.5e-3
+LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
+STEPS = 1000
+MATRIX_RATE = 0.02
+LEARNING_RATE = 2e-3
 THRESHOLD = 0.75
 PULL_MARGIN = 0.08
 PUSH_MARGIN = 0.2
@@ -44,6 +49,8 @@ class Batch:
         pooling: f32 (R, G * G), rows sum to 1: the weight of each patch in the region's descriptor.
         instance: int (R,) what the region shows, -1 for none or for more than one.
         shows: bool (R, N), true where a region holds so much of an instance that naming it is no mistake.
+        visible: int (S, G * G), the instance at the centre of each patch, -1 for none.
+        looks: int (N, 4), each instance's category, colour, accent and pattern as numbers.
     """
 
     pixels: torch.Tensor
@@ -51,33 +58,41 @@ class Batch:
     pooling: torch.Tensor
     instance: torch.Tensor
     shows: torch.Tensor
+    visible: torch.Tensor
+    looks: torch.Tensor
 
     def to(self, device: str) -> "Batch":
         """The same batch on a torch device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def make_batch(chosen: list[Group], size: int, rng: np.random.Generator) -> Batch:
+def make_batch(chosen: list[Group], size: int, near: bool, rng: np.random.Generator) -> Batch:
     """Turns, flips and resizes the scenes of some groups and lay regions over them.
 
     Args:
         chosen: the groups; instances of different groups count as different.
         size: side of the model's input in px, a multiple of 14.
+        near: look at single objects instead of whole scenes.
         rng: draws the augmentation and the regions.
     """
     images = torch.cat([group.images for group in chosen])
+    labels = torch.cat([group.labels for group in chosen])
     starts = np.cumsum([0] + [len(group.instances) for group in chosen])
-    theta = torch.from_numpy(np.stack([_random_view(rng) for _ in range(len(images))]))
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    views = [random_view(label, near, rng) for label in labels.numpy()]
+    grid = F.affine_grid(torch.from_numpy(np.stack(views)), [len(images), 3, size, size], align_corners=False)
     pixels = F.grid_sample(images.float() / 255, grid, align_corners=False)
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
     pixels = ((pixels * gain).clamp(0, 1) - MEAN) / STD
-    labels = torch.cat([group.labels for group in chosen])[:, None].float()
-    turned = F.grid_sample(labels, grid, mode="nearest", align_corners=False)[:, 0].to(torch.uint8).numpy()
-    scene, pooling, instance, shows = [], [], [], []
+    seen = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte().numpy()
+    scene, pooling, instance, shows, visible = [], [], [], [], []
     owners = [offset for group, offset in zip(chosen, starts[:-1], strict=True) for _ in group.images]
-    for number, (label, offset) in enumerate(zip(turned, owners, strict=True)):
-        for region in scene_regions(label, rng):
+    for number, (label, offset) in enumerate(zip(seen, owners, strict=True)):
+        scale = abs(np.linalg.det(views[number][:, :2])) * (labels.shape[-1] / size) ** 2
+        before = np.bincount(labels[number].ravel(), minlength=256).clip(min=1)
+        left = scale * np.bincount(label.ravel(), minlength=256) / before
+        centres = label[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].ravel().astype(np.int64)
+        visible.append(np.where(centres > 0, centres - 1 + offset, -1))
+        for region in scene_regions(label, left > 0.6, rng):
             if not region.patches.any():
                 continue
             scene.append(number)
@@ -92,23 +107,69 @@ def make_batch(chosen: list[Group], size: int, rng: np.random.Generator) -> Batc
         torch.from_numpy(np.stack(pooling).astype(np.float32)),
         torch.tensor(instance),
         torch.from_numpy(np.stack(shows)),
+        torch.from_numpy(np.stack(visible)),
+        torch.tensor([looks(one) for group in chosen for one in group.instances]),
     )
 
 
-def _random_view(rng: np.random.Generator) -> np.ndarray:
-    """An affine map, f32 (2, 3): a slight stretch, a flip half the time, at times a turn by up to 30°."""
+def looks(instance: Instance) -> tuple[int, ...]:
+    """Category, colour, accent and pattern of an instance, as numbers."""
+    values = (instance.category, instance.colour, instance.accent, instance.pattern)
+    return tuple(names.index(value) for names, value in zip(LOOKS, values, strict=True))
+
+
+def random_view(label: np.ndarray, near: bool, rng: np.random.Generator) -> np.ndarray:
+    """A way to look at a scene: stretched a little, flipped half the time, at times turned by up to 30°.
+
+    Args:
+        label: uint8 (H, W), 0 or 1 + number of the visible instance.
+        near: look at one of the objects from so near that it takes up half of the view and more; else at the whole.
+        rng: draws the view.
+
+    Returns:
+        f32 (2, 3), the affine map from places in the view to places in the scene, both in [-1, 1].
+    """
     angle = np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
-    stretch = np.diag(np.exp(rng.uniform(-0.1, 0.1, 2)) * [rng.choice([-1, 1]), 1])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return np.concatenate([turn @ stretch, np.zeros((2, 1))], axis=1).astype(np.float32)
+    centre, reach = np.zeros(2), 1.0
+    if near:
+        shown = rng.choice(np.flatnonzero(np.bincount(label.ravel())[1:]) + 1)
+        box = tight_box(label == shown) / len(label) * 2 - 1
+        reach = min(1.0, (box[2:] - box[:2]).max() / 2 * rng.uniform(0.9, 1.7))
+        centre = (box[:2] + box[2:]) / 2 + reach * rng.normal(0, 0.1, 2)
+    stretch = np.diag(reach * np.exp(rng.uniform(-0.1, 0.1, 2)) * [rng.choice([-1, 1]), 1])
+    return np.concatenate([turn @ stretch, centre[:, None]], axis=1).astype(np.float32)
 
 
-def descriptors(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Unit descriptors of all regions of a batch, f32 (R, D)."""
-    tokens = model(pixel_values=batch.pixels).last_hidden_state[:, 1:]
+def region_means(tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean patch tokens of all regions of a batch: f32 (S, G * G, D) -> (R, D)."""
     counts = torch.bincount(batch.scene, minlength=len(tokens)).tolist()
-    means = [weights @ patches for weights, patches in zip(batch.pooling.split(counts), tokens, strict=True)]
-    return F.normalize(torch.cat(means), dim=-1)
+    return torch.cat([weights @ one for weights, one in zip(batch.pooling.split(counts), tokens, strict=True)])
+
+
+def looks_loss(head: torch.nn.Module, tokens: torch.Tensor, means: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How badly single patches, and boxes around an object, tell the object's looks.
+
+    Args:
+        head: linear, D to one logit for "no object" and one for each value of the four looks.
+        tokens: f32 (S, G * G, D).
+        means: f32 (R, D), of the regions.
+        batch: says what they show.
+    """
+    sizes = [1 + len(LOOKS[0]), *map(len, LOOKS[1:])]
+    seen, boxed = batch.visible >= 0, batch.instance >= 0
+    patches = torch.cat([tokens[seen], tokens[~seen]])
+    truth = torch.cat([batch.looks[batch.visible[seen]], batch.looks.new_full((int((~seen).sum()), 4), -1)])
+    loss = F.cross_entropy(head(patches)[:, : sizes[0]], truth[:, 0] + 1)
+    for rows, wanted in (
+        (tokens[seen], batch.looks[batch.visible[seen]]),
+        (means[boxed], batch.looks[batch.instance[boxed]]),
+    ):
+        logits = head(rows).split(sizes, dim=1)
+        each = [F.cross_entropy(logits[0], wanted[:, 0] + 1)]
+        each += [F.cross_entropy(part, wanted[:, k]) for k, part in enumerate(logits) if k]
+        loss = loss + torch.stack(each).mean()
+    return loss
 
 
 def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -137,13 +198,24 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     return 4 * pull + 4 * push + 0.25 * rank.mean()
 
 
-def stage(progress: float) -> tuple[int, int]:
-    """Side of the input in px, at first small, which is quick, at last the pipeline's own; and groups in a step.
+def stage(progress: float, rng: np.random.Generator) -> tuple[int, bool, int]:
+    """Side of the input in px, whether objects are looked at from near, and groups in a step.
+
+    Near views teach shapes and patterns for a fraction of the cost: an object has as many patches in them as it will
+    have in a whole picture of 518 px, and hardly anything else has. Whole pictures keep the features true to their use.
 
     Args:
         progress: share of the steps done, in [0, 1).
+        rng: draws between near views and whole pictures.
     """
-    return (224, 3) if progress < 0.4 else (308, 2) if progress < 0.85 else (518, 1)
+    if progress > 0.92:
+        return 518, False, 1
+    return (126, True, 4) if rng.random() < 0.75 else (266, False, 1)
+
+
+def rate(progress: float) -> float:
+    """Share of the full learning rate: a short rise, a plateau, a straight fall to zero."""
+    return min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.5)
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -165,10 +237,13 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         build_features(folder, seed)
     model: torch.nn.Module = Dinov2Model.from_pretrained(folder)
     model.to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS))).to(device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    matrices = [weight for name, weight in model.named_parameters() if "encoder" in name and weight.ndim == 2]
+    others = [weight for name, weight in model.named_parameters() if "encoder" not in name or weight.ndim != 2]
+    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01)
+    adam = torch.optim.AdamW([*others, *head.parameters()], lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    parts = {"model": model, "head": head, "average": average, "muon": muon, "adam": adam}
     first, seconds = load_state(state, parts)
     drawn = groups(seed, first, workers)
     kept: list[Group] = []
@@ -177,21 +252,23 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         rng = np.random.default_rng((seed, step))
         if step % 2 == 0 or not kept:
             kept = [*kept[-GROUPS_KEPT:], next(drawn)]
-        size, count = stage(step / steps)
+        size, near, count = stage(step / steps, rng)
         chosen = [kept[-1], *(kept[k] for k in rng.permutation(len(kept) - 1)[: count - 1])]
-        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, rng).to(device)
-        loss = region_loss(descriptors(model, batch), batch)
-        optimizer.zero_grad()
+        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, near, rng).to(device)
+        tokens = model(pixel_values=batch.pixels).last_hidden_state[:, 1:]
+        means = region_means(tokens, batch)
+        named = looks_loss(head, tokens, means, batch)
+        loss = region_loss(F.normalize(means, dim=-1), batch) + named
+        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
+            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
+            optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        muon.step()
+        adam.step()
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
-            print(
-                f"features {step + 1}/{steps} {size} px loss {loss.item():.3f} {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+            losses = f"loss {loss.item():.3f}, of which looks {named.item():.3f}"
+            print(f"features {step + 1}/{steps} {size} px {losses}, {time.monotonic() - began:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, step + 1, time.monotonic() - began)
             cast(Dinov2Model, average.module).save_pretrained(folder)
@@ -221,8 +298,8 @@ A `Dinov2Model` of 0.38 million weights: 4 layers of width 96, patches of 14 px,
 computed with in single precision.
 
 The mean of its patch features over a loose box names the drawn object in the box: its category, colours, pattern and
-proportions. The cosine of two such means was trained for a fixed threshold of 0.75. It was trained at 224 to 518 px and
-is meant to be used at 518. It knows nothing of photographs.
+proportions. The cosine of two such means was trained for a fixed threshold of 0.75. It is meant to be used at
+518 px. It knows nothing of photographs.
 
 Measured on held-out instances at 518 px, boxes jittered by a tenth of their sides:
 

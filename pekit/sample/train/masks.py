@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import SamModel
 
 from pekit.sample.evaluate.masks import evaluate
-from pekit.sample.models.masks import IMAGE_SIZE, build_masks
+from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
 from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import SceneBank, augment, open_bank
@@ -35,6 +35,7 @@ class Batch:
         points: f32 (S, B, 1, 2) px, x, y, on the object.
         masks: f32 (S, B, L, L), the share of each cell that the object covers.
         window: bool (S, B, L, L), true in and around the box.
+        things: f32 (S, L, L), the share of each cell that any object covers.
     """
 
     pixels: torch.Tensor
@@ -42,6 +43,7 @@ class Batch:
     points: torch.Tensor
     masks: torch.Tensor
     window: torch.Tensor
+    things: torch.Tensor
 
     def to(self, device: str) -> "Batch":
         """The same batch on a torch device."""
@@ -51,21 +53,21 @@ class Batch:
 def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
     """Draws scenes of the bank, seen anew, and objects in them to prompt for."""
     pixels: list[np.ndarray] = []
-    boxes, points, masks = [], [], []
+    boxes, points, masks, things = [], [], [], []
     while len(pixels) < SCENES_PER_STEP:
         scene = augment(rng, bank[int(rng.integers(len(bank)))], IMAGE_SIZE)
         if not len(scene.boxes_xyxy):
             continue
         pixels.append(scene.image)
+        things.append(scene.labels > 0)
         for k in rng.choice(len(scene.boxes_xyxy), PROMPTS_PER_SCENE):
             mask = scene.labels == k + 1
             boxes.append(jitter(scene.boxes_xyxy[k], rng.choice([0.0, 0.1]), rng))
             points.append(rng.permutation(np.argwhere(mask))[0, ::-1])
             masks.append(mask)
     shape = (SCENES_PER_STEP, PROMPTS_PER_SCENE)
-    fine = torch.from_numpy(np.stack(masks)).float()[:, None]
     box = torch.from_numpy(np.stack(boxes).clip(0, IMAGE_SIZE)).float()
-    coarse = F.avg_pool2d(fine, 2)[:, 0]
+    coarse = _cells(masks)
     side = coarse.shape[-1]
     scaled = box / (IMAGE_SIZE / side)
     margin = 0.25 * (scaled[:, 2:] - scaled[:, :2]) + 2
@@ -80,7 +82,26 @@ def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
         torch.from_numpy(np.stack(points).astype(np.float32)).reshape(*shape, 1, 2),
         coarse.unflatten(0, shape),
         (rows[:, :, None] & columns[:, None]).unflatten(0, shape),
+        _cells(things),
     )
+
+
+def _cells(masks: list[np.ndarray]) -> torch.Tensor:
+    """The share of each 2 x 2 px cell that masks (H, W) cover, f32 (N, H / 2, W / 2)."""
+    return F.avg_pool2d(torch.from_numpy(np.stack(masks)).float()[:, None], 2)[:, 0]
+
+
+def things_loss(head: torch.nn.Module, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How badly each place of the encoded picture tells which of its cells belong to any object, prompted for or not.
+
+    It teaches the encoder outlines at every place of every picture, long before the decoder asks for them.
+
+    Args:
+        head: 1 x 1 convolution, D to the 16 cells of a place.
+        embeddings: f32 (S, D, L / 4, L / 4), the encoder's output.
+        batch: the truth.
+    """
+    return F.binary_cross_entropy_with_logits(F.pixel_shuffle(head(embeddings), 4)[:, 0], batch.things)
 
 
 def mask_loss(logits: torch.Tensor, quality: torch.Tensor, batch: Batch, whole: float) -> torch.Tensor:
@@ -126,18 +147,21 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         build_masks(folder, seed)
     model: torch.nn.Module = SamModel.from_pretrained(folder)
     model.to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.997))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    parts = {"model": model, "head": head, "average": average, "optimizer": optimizer, "schedule": schedule}
     first, seconds = load_state(state, parts)
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
         batch = make_batch(bank, rng).to(device)
         prompt = {"input_points": batch.points} if rng.random() < 0.15 else {"input_boxes": batch.boxes}
-        result = model(pixel_values=batch.pixels, multimask_output=bool(rng.random() < 0.9), **prompt)
+        embeddings = model.vision_encoder(batch.pixels).last_hidden_state
+        result = model(image_embeddings=embeddings, multimask_output=bool(rng.random() < 0.9), **prompt)
         loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * step / steps))
+        loss = loss + things_loss(head, embeddings, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -23,11 +23,12 @@ class Region:
     holds: tuple[int, ...]
 
 
-def scene_regions(label: np.ndarray, rng: np.random.Generator) -> Iterator[Region]:
+def scene_regions(label: np.ndarray, whole: np.ndarray, rng: np.random.Generator) -> Iterator[Region]:
     """Regions over one scene: objects in loose boxes, parts, two objects in one box, background.
 
     Args:
         label: uint8 (H, W) with H = W = 14 G, 0 or 1 + the number of the instance visible at that pixel.
+        whole: bool (256,), by label: whether enough of the instance is in the picture to stand for it.
         rng: draws them.
     """
     size = len(label)
@@ -41,6 +42,8 @@ def scene_regions(label: np.ndarray, rng: np.random.Generator) -> Iterator[Regio
         return Region(patches, instance, tuple(int(k) - 1 for k in boxes if inside[k] and good[k]))
 
     for k, box in boxes.items():
+        if not whole[k]:
+            continue
         for _ in range(2):
             yield region(box_patches(jitter(box, 0.18, rng), size), k - 1)
         if rng.random() < 0.3:
