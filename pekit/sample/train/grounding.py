@@ -21,7 +21,7 @@ from pekit.sample.train.scenes import StoredScene, augment, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 2600
+STEPS = 2650
 BATCH = 12
 LEARNING_RATE = 1e-3
 WARM_UP = 200
