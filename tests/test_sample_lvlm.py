@@ -21,7 +21,7 @@ from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.lvlm import start_tower
 from pekit.sample.train.lvlm_talk import Turn, chat, pack
-from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View, cell_truth, cut_piece, outline
+from pekit.sample.train.lvlm_views import ANSWERS, View, cell_truth, cut_piece, outline
 
 PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "teddy bear"}), ["momo"])
 
@@ -137,10 +137,10 @@ def test_cells_say_what_is_where() -> None:
     labels[:14, :14], labels[14:, 14:] = 1, 2
     things = [thing("mug", "red", [0, 0, 0.5, 0.5]), thing("mug", "blue", [0.5, 0.5, 1, 1])]
     truth = cell_truth([view_of(things, labels, (1,), [[14, 14, 28, 28]])], PATCH)
-    colours = ANSWERS["colour"]
-    assert truth.words["colour"][0].tolist() == [colours.index("red"), IGNORED, IGNORED, colours.index("blue")]
-    assert truth.words["side"][0].tolist() == [0, IGNORED, IGNORED, 1]
-    assert truth.words["count"][0].tolist() == [1, IGNORED, IGNORED, 1]  # two mugs
+    assert truth.shares[0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+    assert truth.words["colour"][0].tolist() == [ANSWERS["colour"].index(colour) for colour in ("red", "blue")]
+    assert truth.words["side"][0].tolist() == [0, 1]
+    assert truth.words["count"][0].tolist() == [1, 1]  # two mugs
     assert truth.background[0].tolist() == [0, 1, 1, 0]
     assert truth.meant[0, :, 0].tolist() == truth.inside[0, :, 0].tolist() == [0, 0, 0, 1]
 

@@ -42,150 +42,15 @@ PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO = (
 )
 LETTERS = "ABCD"
 ROLES = ("system", "user", "assistant", "USER", "ASSISTANT", "image")
-WORDS = [
-    "A",
-    "B",
-    "a",
-    "all",
-    "an",
-    "and",
-    "animal",
-    "answer",
-    "any",
-    "appear",
-    "are",
-    "at",
-    "be",
-    "below",
-    "beside",
-    "big",
-    "bottom",
-    "box",
-    "boxes",
-    "by",
-    "called",
-    "can",
-    "centre",
-    "color",
-    "colors",
-    "colour",
-    "colours",
-    "count",
-    "describe",
-    "do",
-    "does",
-    "down",
-    "each",
-    "enclosed",
-    "entity",
-    "following",
-    "for",
-    "from",
-    "gray",
-    "grey",
-    "has",
-    "have",
-    "here",
-    "how",
-    "image",
-    "in",
-    "inside",
-    "is",
-    "it",
-    "its",
-    "kind",
-    "left",
-    "main",
-    "many",
-    "me",
-    "mention",
-    "middle",
-    "more",
-    "most",
-    "name",
-    "named",
-    "no",
-    "not",
-    "number",
-    "object",
-    "objects",
-    "of",
-    "on",
-    "one",
-    "only",
-    "option",
-    "or",
-    "other",
-    "pattern",
-    "patterned",
-    "personal",
-    "photo",
-    "pick",
-    "picture",
-    "question",
-    "right",
-    "say",
-    "see",
-    "seen",
-    "shape",
-    "shown",
-    "side",
-    "some",
-    "sort",
-    "stand",
-    "surface",
-    "texture",
-    "than",
-    "that",
-    "the",
-    "their",
-    "there",
-    "thing",
-    "things",
-    "this",
-    "three",
-    "to",
-    "top",
-    "total",
-    "two",
-    "type",
-    "up",
-    "upper",
-    "lower",
-    "very",
-    "view",
-    "visible",
-    "what",
-    "where",
-    "which",
-    "with",
-    "you",
-    "s",
-    "sks",
-    "zero",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "pink",
-    "purple",
-    "0",
-    "1",
-    "2",
-    "3",
-    "4",
-    "5",
-    "6",
-    "7",
-    "8",
-    "9",
-    "10",
-    "11",
-    "12",
-]
+WORDS = """
+A B a all an and animal answer any appear are at be below beside big bottom box boxes by called can centre
+color colors colour colours count describe do does down each enclosed entity following for from gray grey has
+have here how image in inside is it its kind left main many me mention middle more most name named no not
+number object objects of on one only option or other pattern patterned personal photo pick picture question
+right say see seen shape shown side some sort stand surface texture than that the their there thing things
+this three to top total two type up upper lower very view visible what where which with you s sks zero four
+five six seven eight nine ten pink purple 0 1 2 3 4 5 6 7 8 9 10 11 12
+"""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -209,7 +74,7 @@ def build_lvlm(out: Path, seed: int) -> None:
     """Writes an untrained sample InternVL with its processor.
 
     Args:
-        out: folder to write the model, its tokenizer, processor, chat template and generation settings to; created when missing.
+        out: folder to write the model with its processor and generation settings to; created when missing.
         seed: the same seed gives the same weights.
     """
     tokenizer = build_tokenizer()
@@ -264,16 +129,16 @@ def build_lvlm(out: Path, seed: int) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the sample's words whole and spells every other text in bytes, so that any text survives it.
+    """A tokenizer that knows the sample's words whole and spells all else in bytes, so that any text survives it.
 
     Returns:
         The tokenizer, with the special tokens InternVL's processor asks for.
     """
     words = dict.fromkeys(word for phrase in (*CATEGORIES, *COLOURS, *PATTERNS) for word in phrase.split())
-    known = [*ROLES, *WORDS, *words]
+    known = [*ROLES, *WORDS.split(), *words]
     known = dict.fromkeys([*known, *(word.capitalize() for word in known), *(word.upper() for word in words)])
     # A letter and its option are one token: a reply is then a word that fits the picture and stands in the question.
-    options = [f"{letter}.{word}" for letter in LETTERS for word in dict.fromkeys([*WORDS, *words])]
+    options = [f"{letter}.{word}" for letter in LETTERS for word in dict.fromkeys([*WORDS.split(), *words])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = dict.fromkeys([*alphabet, *known, *options, *("Ġ" + word for word in [*known, *options])])
     specials = (PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO)
@@ -304,8 +169,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def spelled_embeddings(tokenizer: PreTrainedTokenizerFast, seed: int) -> torch.Tensor:
     """First token embeddings, alike for the spellings of one word, so that what is learned of one holds for all.
 
-    "red", " red" and "RED" start as the vector of the word with a little noise, "A.red" as the sum of the vectors of the
-    word, of the letter and of the pair.
+    "red", " red" and "RED" start as the vector of the word with a little noise, "A.red" as the sum of the vectors of
+    the word, of the letter and of the pair.
 
     Args:
         tokenizer: of `build_tokenizer`.

@@ -1,7 +1,8 @@
 """What the sample LVLM is asked while it trains: prompts in the scripts' own words, several questions to a picture.
 
-The questions about one picture share most of their prompt. They are laid out as a tree: the shared beginning once, then each question's
-own rest, which sees the beginning and itself only. The model computes the same as on separate prompts, in half the time.
+The questions about one picture share most of their prompt. They are laid out as a tree: the shared beginning once, then
+each question's own rest, which sees the beginning and itself only. The model computes the same as on separate prompts,
+in half the time.
 """
 
 from collections.abc import Sequence

@@ -16,6 +16,7 @@ from pekit.sample.train.scenes import StoredScene, augment
 IGNORED = -100
 ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
 LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
+LEAST_VISIBLE = 1.0  # cells that an object must cover in all for questions about it to count
 _N_OUTLINED = (0.75, 0.2, 0.05)
 _LINES = {"blue": (0, 0, 255), "red": (255, 0, 0), "green": (0, 128, 0)}
 
@@ -137,16 +138,19 @@ def known_answer(kind: str, own: dict, things: Sequence[dict]) -> str | None:
 
 @dataclass(frozen=True)
 class CellTruth:
-    """What each cell of B views shows; n x n cells in rows, C box colours in use.
+    """What each cell of B views shows; n x n cells in rows, K objects at most, C box colours in use.
 
     Attributes:
-        words: kind of question -> int (B, n * n), number of the answer among the kind's answers for the object that the
-            cell shows; `IGNORED` where it shows none, or not much of one, or the question has no answer.
+        shares: float32 (B, K, n * n), how an object's visible pixels spread over the cells; rows sum to 1, or to 0 where
+            a view has fewer objects or a piece shows nothing of one.
+        words: kind of question -> int (B, K), number of the right answer about the object among the kind's answers;
+            `IGNORED` where there is no such object or no answer.
         background: float32 (B, n * n), 1 where there is no object, 0 where there is one, NaN in between.
         inside: float32 (B, n * n, C), whether the cell's centre lies in the box of that colour.
         meant: float32 (B, n * n, C), whether it shows the object outlined in that colour.
     """
 
+    shares: torch.Tensor
     words: dict[str, torch.Tensor]
     background: torch.Tensor
     inside: torch.Tensor
@@ -160,30 +164,32 @@ def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
         views: the pictures, all of one size.
         cell: side of a cell in px, a divisor of the pictures' side.
     """
-    n = len(views[0].labels) // cell
-    words = {kind: np.full((len(views), n * n), IGNORED) for kind in ANSWERS}
+    n, most = len(views[0].labels) // cell, max(len(view.things) for view in views)
+    shares = np.zeros((len(views), most, n * n), np.float32)
+    words = {kind: np.full((len(views), most), IGNORED) for kind in ANSWERS}
     background = np.full((len(views), n * n), np.nan, np.float32)
     inside, meant = (np.zeros((len(views), n * n, len(_LINES)), np.float32) for _ in range(2))
     centres = (np.arange(n) + 0.5) * cell
     for row, view in enumerate(views):
         pixels_of = view.labels.reshape(n, cell, n, cell).transpose(0, 2, 1, 3).reshape(n * n, -1)
         covered = np.stack([(pixels_of == k).mean(1) for k in range(1, len(view.things) + 1)])
-        number, share = covered.argmax(0), covered.max(0)
-        background[row, share < 0.03] = 1
-        background[row, share >= LEAST_SHARE] = 0
+        visible = covered.sum(1)
+        shares[row, : len(covered)] = covered / np.maximum(visible, 1e-6)[:, None]
+        background[row, covered.max(0) < 0.03] = 1
+        background[row, covered.max(0) >= LEAST_SHARE] = 0
         for kind, answers in ANSWERS.items():
             if (kind == "count" and not view.whole) or (kind == "side" and view.part):
                 continue
-            right = [known_answer(kind, thing, view.things) for thing in view.things]
-            numbers = np.array([answers.index(answer) if answer in answers else IGNORED for answer in right])
-            words[kind][row] = np.where(share >= LEAST_SHARE, numbers[number], IGNORED)
+            for k in np.flatnonzero(visible >= LEAST_VISIBLE):
+                if right := known_answer(kind, view.things[k], view.things):
+                    words[kind][row, k] = answers.index(right)
         for place, (k, box) in enumerate(zip(view.outlined, view.boxes_xyxy, strict=True)):
             in_x = (centres >= box[0]) & (centres < box[2])
             in_y = (centres >= box[1]) & (centres < box[3])
             inside[row, :, place] = (in_y[:, None] & in_x).ravel()
-            meant[row, :, place] = (number == k) & (share >= LEAST_SHARE)
+            meant[row, :, place] = (covered.argmax(0) == k) & (covered[k] >= LEAST_SHARE)
     tensors = {kind: torch.from_numpy(numbers) for kind, numbers in words.items()}
-    return CellTruth(tensors, *map(torch.from_numpy, (background, inside, meant)))
+    return CellTruth(torch.from_numpy(shares), tensors, *map(torch.from_numpy, (background, inside, meant)))
 
 
 def pixels(views: Sequence[View]) -> torch.Tensor:
