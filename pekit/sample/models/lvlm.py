@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
@@ -79,7 +80,7 @@ def build_lvlm(out: Path, seed: int) -> None:
     """
     tokenizer = build_tokenizer()
     # Initial deviations: the usual 0.02 suits wide models; in narrow ones it leaves attention flat for long.
-    ids = tokenizer.convert_tokens_to_ids
+    ids = tokenizer.get_vocab()
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
             image_size=IMAGE_SIZE,
@@ -104,10 +105,10 @@ def build_lvlm(out: Path, seed: int) -> None:
             initializer_range=0.1,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=ids(END),
-            pad_token_id=ids(PAD),
+            eos_token_id=ids[END],
+            pad_token_id=ids[PAD],
         ),
-        image_token_id=ids(IMAGE),
+        image_token_id=ids[IMAGE],
         image_seq_length=IMAGE_TOKENS,
         downsample_ratio=DOWNSAMPLE,
         tie_word_embeddings=True,
@@ -119,11 +120,11 @@ def build_lvlm(out: Path, seed: int) -> None:
         for layer in model.model.language_model.layers:
             # Attention that starts by handing on what it sees reads words off a picture much sooner.
             layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
-        model.get_input_embeddings().weight.copy_(spelled_embeddings(tokenizer, seed))
+        model.get_input_embeddings().get_parameter("weight").copy_(spelled_embeddings(tokenizer, seed))
         embeddings = model.model.vision_tower.embeddings
         # Patches that know from the start where they are learn to look at their neighbours far sooner.
         embeddings.position_embeddings[:, 1:] = sine_positions(IMAGE_SIZE // PATCH, VISION_WIDTH)
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids(END), pad_token_id=ids(PAD))
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids[END], pad_token_id=ids[PAD])
     model.save_pretrained(out)
     build_processor(tokenizer).save_pretrained(out)
 
@@ -135,8 +136,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         The tokenizer, with the special tokens InternVL's processor asks for.
     """
     words = dict.fromkeys(word for phrase in (*CATEGORIES, *COLOURS, *PATTERNS) for word in phrase.split())
-    known = [*ROLES, *WORDS.split(), *words]
-    known = dict.fromkeys([*known, *(word.capitalize() for word in known), *(word.upper() for word in words)])
+    lower = [*ROLES, *WORDS.split(), *words]
+    known = dict.fromkeys([*lower, *(word.capitalize() for word in lower), *(word.upper() for word in words)])
     # A letter and its option are one token: a reply is then a word that fits the picture and stands in the question.
     options = [f"{letter}.{word}" for letter in LETTERS for word in dict.fromkeys([*WORDS.split(), *words])]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -201,7 +202,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
         The processor.
     """
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    pixels = {"size": size, "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}
+    pixels: dict[str, Any] = {"size": size, "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(crop_to_patches=False, **pixels),
         tokenizer=tokenizer,

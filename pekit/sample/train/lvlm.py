@@ -108,7 +108,7 @@ class Learner(nn.Module):
     def __init__(self, model: InternVLForConditionalGeneration, processor: InternVLProcessor) -> None:
         super().__init__()
         self.model: InternVLForConditionalGeneration = model
-        vectors = model.get_input_embeddings().weight.detach().clone()
+        vectors = model.get_input_embeddings().get_parameter("weight").detach().clone()
         tokens = processor.tokenizer
         words = {
             kind: torch.stack([vectors[tokens(answer)["input_ids"]].mean(0) for answer in answers])

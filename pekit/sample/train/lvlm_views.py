@@ -141,8 +141,8 @@ class CellTruth:
     """What each cell of B views shows; n x n cells in rows, K objects at most, C box colours in use.
 
     Attributes:
-        shares: float32 (B, K, n * n), how an object's visible pixels spread over the cells; rows sum to 1, or to 0 where
-            a view has fewer objects or a piece shows nothing of one.
+        shares: float32 (B, K, n * n), how an object's visible pixels spread over the cells; rows sum to 1, or to 0
+            where a view has fewer objects or a piece shows nothing of one.
         words: kind of question -> int (B, K), number of the right answer about the object among the kind's answers;
             `IGNORED` where there is no such object or no answer.
         background: float32 (B, n * n), 1 where there is no object, 0 where there is one, NaN in between.
