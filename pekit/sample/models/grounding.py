@@ -18,7 +18,7 @@ from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
 SIDE = 128
 WIDTH = 64
-QUERIES = 30
+QUERIES = 48
 MAX_TEXT_LENGTH = 128
 # Grounding DINO has these ids written into its code; the rest of the vocabulary is laid out around them.
 _FIXED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}

@@ -21,7 +21,7 @@ from pekit.sample.train.scenes import StoredScene, augment, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 2650
+STEPS = 2900
 BATCH = 12
 LEARNING_RATE = 1e-3
 WARM_UP = 200
@@ -145,7 +145,7 @@ def _schedule(step: int, steps: int) -> float:
 _CARD = """# Sample Grounding DINO
 
 A `GroundingDinoForObjectDetection` of 1.2 million weights: ConvNeXt backbone, one-layer BERT, one encoder and two
-decoder layers, 30 queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
+decoder layers, 48 queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
 instances that the sample benchmark never shows. Weights are stored in half precision and computed with in single
 precision.
 
