@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pekit.sample.drawing import Instance
 from PIL import Image
 
 from pekit.features import PatchFeatures, patch_rectangles, pixel_boxes, pool_boxes
+from pekit.sample.drawing import Instance
 from pekit.sample.evaluate import Row
 from pekit.sample.train.groups import Group, draw_group
 from pekit.sample.train.regions import jitter, random_box, tight_box

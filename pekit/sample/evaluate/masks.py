@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pekit.sample.drawing import random_scene
 from PIL import Image
 
 from pekit.regions import Segmenter
+from pekit.sample.drawing import random_scene
 from pekit.sample.evaluate import Row
 
 SIDE = 518
