@@ -8,6 +8,7 @@ in half the time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -154,20 +155,20 @@ def pack(processor: InternVLProcessor, talks: Sequence[Sequence[Turn]], with_ima
             branch += [place] * len(rest)
             positions += range(shared, shared + len(rest))
         rows.append((ids, branch, positions, targets))
-    ids, branch, positions, targets = (
+    padded_ids, branches, places, wanted = (
         _padded([row[part] for row in rows], filler)
         for part, filler in enumerate((tokenizer.pad_token_id, -1, 0, IGNORED))
     )
-    earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    mask = earlier & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
-    return Packed(ids, mask[:, None], positions, targets, kinds, torch.tensor(starts))
+    earlier = torch.ones(padded_ids.shape[1], padded_ids.shape[1], dtype=torch.bool).tril()
+    mask = earlier & ((branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None]))
+    return Packed(padded_ids, mask[:, None], places, wanted, kinds, torch.tensor(starts))
 
 
 def chat(processor: InternVLProcessor, prompt: str, with_image: bool) -> str:
     """The whole text of a turn as the model reads it, image tokens written out."""
     parts = wrap(prompt, "released", with_image, line_break="")
     content = [{"type": "image"} if part is IMAGE else {"type": "text", "text": part} for part in parts]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text = cast(Any, processor).apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     tokens = processor.image_token * processor.image_seq_length
     return text.replace(processor.image_token, f"{processor.start_image_token}{tokens}{processor.end_image_token}")
 

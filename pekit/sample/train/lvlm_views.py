@@ -180,7 +180,7 @@ def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
         for kind, answers in ANSWERS.items():
             if (kind == "count" and not view.whole) or (kind == "side" and view.part):
                 continue
-            for k in np.flatnonzero(visible >= LEAST_VISIBLE):
+            for k in np.flatnonzero(visible >= LEAST_VISIBLE).tolist():
                 if right := known_answer(kind, view.things[k], view.things):
                     words[kind][row, k] = answers.index(right)
         for place, (k, box) in enumerate(zip(view.outlined, view.boxes_xyxy, strict=True)):

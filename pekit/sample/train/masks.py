@@ -158,7 +158,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         rng = np.random.default_rng((seed, step))
         batch = make_batch(bank, rng).to(device)
         prompt = {"input_points": batch.points} if rng.random() < 0.15 else {"input_boxes": batch.boxes}
-        embeddings = model.vision_encoder(batch.pixels).last_hidden_state
+        embeddings = cast(SamModel, model).vision_encoder(batch.pixels).last_hidden_state
         result = model(image_embeddings=embeddings, multimask_output=bool(rng.random() < 0.9), **prompt)
         loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * step / steps))
         loss = loss + things_loss(head, embeddings, batch)
