@@ -1,5 +1,6 @@
 """The sample LVLM: build, tokenizer, training targets, packed questions, and what the shipped checkpoint reaches."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from transformers import (
 from pekit.lvlm import LvlmSettings, Request, open_lvlm
 from pekit.prompting import box_prompt, draw_boxes, with_options
 from pekit.records import Detection
+from pekit.sample.evaluate.lvlm import questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.lvlm import start_tower
 from pekit.sample.train.lvlm_talk import Turn, chat, pack
 from pekit.sample.train.lvlm_views import ANSWERS, View, cell_truth, cut_piece, outline
 
+CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "lvlm"
 PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "teddy bear"}), ["momo"])
 
 
@@ -177,3 +180,16 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
         ours = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
         theirs = features(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_shipped_model_replies_with_one_of_the_options() -> None:
+    rng = np.random.default_rng(77)
+    requests = [request for _ in range(3) for request in questions(rng)]
+    lvlm = open_lvlm(LvlmSettings(str(CHECKPOINT), batch_size=16, device="cpu", max_new_tokens=6))
+    lvlm.load()
+    # Whether it is the right one, the model card says: too near to chance for a bound.
+    offered = [
+        reply.text in re.findall(r"[AB]\.(?:teddy )?\w+", request.prompt) for request, reply in lvlm.answers(requests)
+    ]
+    assert len(offered) >= 20
+    assert np.mean(offered) >= 0.8
