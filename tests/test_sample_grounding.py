@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from pekit.regions import Grounder
-from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, random_instance
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, draw_scene, random_instance
 from pekit.sample.evaluate.grounding import load, proposal_coverage, reference_hits
 from pekit.sample.models.grounding import build_grounding, build_model, build_tokenizer
 from pekit.sample.train.grounding import make_batch
@@ -152,11 +153,36 @@ def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped:
     assert shipped.model.dtype == torch.float32
 
 
-# The bounds leave two standard deviations of so small a draw below the figures of the model card.
+def test_the_shipped_processor_scales_red_green_and_blue_as_trained(shipped: Grounder) -> None:
+    values = shipped.prepare(Image.new("RGB", (518, 518), (255, 0, 51)))
+    assert values.shape == (3, 128, 128)
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    assert values[:, 64, 64].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_shipped_vocabulary_is_the_one_the_code_builds() -> None:
+    tokenizer = AutoProcessor.from_pretrained(CHECKPOINT, backend="pil").tokenizer
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_a_batch_of_prompts_answers_as_one_by_one(shipped: Grounder) -> None:
+    rng = np.random.default_rng(4)
+    instances = [random_instance(rng, category, "heldout") for category in CATEGORIES[1:3]]
+    photos = [draw_scene(rng, instances, (518, 518)).image for _ in range(2)]
+    pixels = torch.stack([shipped.prepare(Image.fromarray(photo)) for photo in photos])
+    prompts = [f"a very long name {CATEGORIES[1]}.", f"{CATEGORIES[2]}."]
+    together = shipped.ground(pixels, prompts)
+    for index, regions in enumerate(together):
+        alone = shipped.ground(pixels[[index]], prompts[index : index + 1])[0]
+        np.testing.assert_allclose(regions.boxes_xyxy, alone.boxes_xyxy, atol=0.1)
+        np.testing.assert_allclose(regions.scores, alone.scores, atol=1e-3)
+
+
+# Both draws are fixed; the weights reach 0.98 and 0.93 on them, which leaves room for other machines' arithmetic.
 def test_proposals_cover_held_out_objects(shipped: Grounder) -> None:
     covered = proposal_coverage(shipped, np.random.default_rng(77), n_photos=40)
-    assert np.mean(covered) >= 0.9
+    assert np.mean(covered) >= 0.95
 
 
 def test_the_category_prompt_finds_the_main_object_of_a_reference_photo(shipped: Grounder) -> None:
-    assert np.mean(reference_hits(shipped, np.random.default_rng(78), n_photos=40)) >= 0.8
+    assert np.mean(reference_hits(shipped, np.random.default_rng(78), n_photos=40)) >= 0.88
