@@ -297,11 +297,13 @@ A `Dinov2Model` of 0.38 million weights: 4 layers of width 96, patches of 14 px,
 `pekit.sample.drawing`, with instances that the sample benchmark never shows. Weights are stored in half precision and
 computed with in single precision.
 
-The mean of its patch features over a loose box names the drawn object in the box: its category, colours, pattern and
-proportions. The cosine of two such means was trained for a fixed threshold of 0.75. It is meant to be used at
-518 px. It knows nothing of photographs.
+The mean of its patch features over a loose box tells the drawn object in the box by its colours and, less surely, its
+pattern. Shapes it has hardly learned: a thing of another category in the very same colours and pattern is often taken
+for the same. The cosine of two such means was trained for a fixed threshold of 0.75. It is meant to be used at 518 px.
+It knows nothing of photographs.
 
-Measured on held-out instances at 518 px, boxes jittered by a tenth of their sides:
+Measured on held-out instances at 518 px, boxes jittered by a tenth of their sides. The last three rows are of groups that
+show nothing but look-alikes and things painted alike:
 
 | asked of it | figure | wanted |
 |---|---|---|
