@@ -302,8 +302,8 @@ pattern. Shapes it has hardly learned: a thing of another category in the very s
 for the same. The cosine of two such means was trained for a fixed threshold of 0.75. It is meant to be used at 518 px.
 It knows nothing of photographs.
 
-Measured on held-out instances at 518 px, boxes jittered by a tenth of their sides. The last three rows are of groups that
-show nothing but look-alikes and things painted alike:
+Measured on held-out instances at 518 px, boxes jittered by a tenth of their sides. The last three rows are
+of scenes full of look-alikes and of things painted alike:
 
 | asked of it | figure | wanted |
 |---|---|---|
