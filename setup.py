@@ -18,8 +18,8 @@ setup(
     packages=find_packages(include=["pekit", "pekit.*"]),
     package_data={"pekit": ["concepts.json", "sample/checkpoints/**/*"]},
     install_requires=[
-        "torch>=2.8",
-        "torchvision>=0.23",
+        "torch>=2.9",
+        "torchvision>=0.24",
         "transformers>=5.17,<6",
         "segment-anything>=1.0",
         "groundingdino-py>=0.4",

@@ -144,7 +144,7 @@ def test_photos_decode_in_sizes_of_their_own(sample: Path, truth: Truth) -> None
             assert image.format == ("PNG" if path.endswith(".png") else "JPEG")
             sizes[image.size] += 1
         written += (sample / path).stat().st_size
-    assert all(300 <= side <= 480 for size in sizes for side in size)
+    assert all(240 <= side <= 360 for size in sizes for side in size)
     assert sum(n for (w, h), n in sizes.items() if w > h) > 50
     assert sum(n for (w, h), n in sizes.items() if w < h) > 50
     assert written < 16e6

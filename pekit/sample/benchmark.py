@@ -22,7 +22,7 @@ from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_
 from pekit.sample.questions import Truth, write_questions
 
 POOL = "sample"
-SIZES = ((400, 300), (300, 400), (360, 360), (480, 320), (320, 480), (420, 336), (320, 320))  # (W, H) in px
+SIZES = ((320, 240), (240, 320), (288, 288), (360, 240), (240, 360), (320, 256), (256, 256))  # (W, H) in px
 COMPANIONS = (0.3, 0.3, 0.25, 0.15)  # how often a test photo shows 0, 1, 2 or 3 things besides the concept
 LEAST_SIZE = {True: 0.42, False: 0.22}  # of a concept in a reference or test photo, against the picture's shorter side
 MYVLM_CATEGORIES = ("lamp", "hat", "car", "clock")
