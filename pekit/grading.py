@@ -225,9 +225,20 @@ def grade(
             yield replace(answer, verdict=Verdict(None, "none", reason="open questions were not graded"))
     if judge is None or not judged:
         return
+    refused: list[UserError] = []
+
+    def verdict(answer: Answer) -> Verdict:
+        if refused:  # a key that was refused once is not sent again
+            raise refused[0]
+        try:
+            return judge.verdict(answer.query.question, answer.query.answer, answer.reply or "")
+        except UserError as error:
+            refused.append(error)
+            raise
+
     pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = {pool.submit(judge.verdict, a.query.question, a.query.answer, a.reply or ""): a for a in judged}
+        futures = {pool.submit(verdict, answer): answer for answer in judged}
         for future in as_completed(futures):
             yield replace(futures[future], verdict=future.result())
     finally:
