@@ -29,6 +29,7 @@ from conftest import (
     assert_refused,
     files_of,
     run_folder,
+    run_script,
     script_environment,
     write_multi,
     write_myvlm,
@@ -532,16 +533,14 @@ class TestSample:
             ("this-is-my", ("--multi_concept",)),
         ],
     )
-    def test_every_layout(
-        self, drawn: Path, models: Path, tmp_path: Path, call: Callable, dataset: str, options: tuple
-    ) -> None:
+    def test_every_layout(self, drawn: Path, models: Path, tmp_path: Path, dataset: str, options: tuple) -> None:
         (tmp_path / "data").symlink_to(drawn / "data")
         run = (*common(tmp_path, models, dataset), *options, "--n_training_views", 1)
-        assert_ran(call(extraction.main, *run, *(("--n_augment", 1) if dataset == "myvlm" else ())))
+        assert_ran(run_script("extraction.py", *run, *(("--n_augment", 1) if dataset == "myvlm" else ())))
         splits = SPLITS if dataset == "this-is-my" and "--multi_concept" not in options else (None,)
         for split in splits:
             own = ("--test_split", split) if split else ()
-            assert_ran(call(main, *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
+            assert_ran(run_script("detection.py", *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
         assert len(list((tmp_path / "results/runs").iterdir())) == len(splits)
         assert len(list((tmp_path / "results").glob("*.npy"))) == 4 * len(splits)
 
