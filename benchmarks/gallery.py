@@ -14,6 +14,7 @@ from benchmarks.measuring import in_turn, parser, report
 from pekit import gallery
 from pekit.datasets import concept_of_folder
 from pekit.retrieval import CHUNK_VIEWS, Matcher
+from pekit.views import view_name
 
 
 def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int) -> list[str]:
@@ -23,13 +24,13 @@ def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int
         (folder / name).mkdir()
     rows = torch.randn((concepts * views, width), generator=torch.Generator().manual_seed(seed)).half()
     signature = gallery._signature(folder)
-    stems = [f"{view}" for _ in names for view in range(views)]
-    index = gallery._names_tensor(names, stems, [0] * len(stems))
+    files = [view_name(name, str(view), 0) for name in names for view in range(views)]
     tensors = {
         "rows": rows,
         "valid": torch.ones(len(rows), dtype=torch.bool),
         "starts": torch.arange(0, len(rows) + 1, views),
-        "names": index,
+        "augmentations": torch.zeros(len(rows), dtype=torch.int64),
+        "names": gallery._names_tensor(names, files),
     }
     save_file(tensors, folder / gallery.CONSOLIDATED, {"signature": signature})
     return names

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pekit import metrics, results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit
-from pekit.gallery import load_gallery
+from pekit.gallery import identity, load_gallery, photo_stems
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
@@ -169,7 +169,8 @@ def _tested(photos: Sequence[Photo], gallery: Gallery, settings: DetectionSettin
     """The photos to test on: myvlm has no split, so the photos of the loaded views are left out."""
     kept = list(photos)
     if settings.dataset == "myvlm":
-        kept = [photo for photo in photos if photo.path.stem not in gallery.stems.get(photo.concepts[0], ())]
+        stems = photo_stems(gallery)
+        kept = [photo for photo in photos if photo.path.stem not in stems.get(photo.concepts[0], ())]
         if not kept:
             raise UserError(
                 f"all {len(photos)} photos are reference photos: give a smaller --n_training_views, or add photos"
@@ -194,8 +195,7 @@ def _config(
             "versions": versions(),
             "seed": settings.seed,
             "concepts": list(gallery.keys),
-            "views": list(gallery.files),
-            "views_digest": hashlib.sha256(gallery.descriptors.tobytes() + gallery.valid.tobytes()).hexdigest()[:16],
+            **identity(gallery),
             "photos": len(photos),
             "photos_digest": hashlib.sha256("\n".join(photo.name for photo in photos).encode()).hexdigest()[:16],
         }

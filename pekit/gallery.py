@@ -51,15 +51,38 @@ def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_vi
     Raises:
         UserError: a concept has no views, a file cannot be read, or widths differ.
     """
-    index = _consolidated(folder) if _is_large(folder, concepts) else None
-    stored = {c.key: index.views(c.key) if index else stored_views(folder, c.key) for c in concepts}
-    chosen = {key: choose_views(views, folder / key, variation, n_views, seed) for key, views in stored.items()}
-    photos = {key: frozenset(stored[key][place][0] for place in places) for key, places in chosen.items()}
-    if few := [key for key, stems in photos.items() if len(stems) < n_views]:
-        log.warning("%d concepts have views of fewer than %d photos, such as %s", len(few), n_views, few[0])
+    if _is_large(folder, concepts):
+        return _consolidated(folder).gallery(concepts, variation, n_views, seed)
+    stored = {concept.key: stored_views(folder, concept.key) for concept in concepts}
+    chosen = {key: choose_views(views, folder, key, variation, n_views, seed) for key, views in stored.items()}
+    _warn_of_few({key: len({stored[key][place][0] for place in own}) for key, own in chosen.items()}, n_views)
     names = [[view_name(key, *stored[key][place]) for place in places] for key, places in chosen.items()]
-    descriptors, valid = index.gather(chosen) if index else _read(names, folder)
-    return Gallery(tuple(concepts), descriptors, valid, tuple(name for own in names for name in own), photos)
+    descriptors, valid = _read(names, folder)
+    return Gallery(tuple(concepts), descriptors, valid, tuple(name for own in names for name in own))
+
+
+def photo_stems(gallery: Gallery) -> dict[str, set[str]]:
+    """Stems of the photos that a gallery's views come from, by concept."""
+    stems: dict[str, set[str]] = {key: set() for key in gallery.keys}
+    for file in map(Path, gallery.files):
+        stems[file.parent.name].add(split_name(file)[0])
+    return stems
+
+
+def identity(gallery: Gallery) -> dict:
+    """What tells whether two runs match to the same views, and which they are, unless there are too many to list."""
+    # Mapped from one file, the arrays would take longer to read than that file's own digest.
+    digest = hashlib.sha256(gallery.source.encode())
+    if not gallery.source:
+        digest.update(gallery.descriptors.tobytes() + gallery.valid.tobytes())
+    listed = list(gallery.files) if len(gallery.files) <= LARGE else f"{len(gallery.files)} views"
+    return {"views": listed, "views_digest": digest.hexdigest()[:16]}
+
+
+def _warn_of_few(photos: dict[str, int], n_views: int) -> None:
+    """Say how many concepts have fewer photos than asked for."""
+    if few := [key for key, count in photos.items() if count < n_views]:
+        log.warning("%d concepts have views of fewer than %d photos, such as %s", len(few), n_views, few[0])
 
 
 # --- which views --------------------------------------------------------------------------------------------------
@@ -74,8 +97,10 @@ def stored_views(folder: Path, concept: str) -> list[tuple[str, int]]:
     return sorted(names, key=lambda name: (natural_key(name[0]), name[1]))
 
 
-def choose_views(views: Sequence[tuple[str, int]], own: Path, variation: str, n_views: int, seed: int) -> list[int]:
-    """Places in ``views`` of those in use.
+def choose_views(
+    views: Sequence[tuple[str, int]], folder: Path, concept: str, variation: str, n_views: int, seed: int
+) -> list[int]:
+    """Places in ``views`` of a concept of those in use.
 
     The released code's ``normal`` run stores the untouched photo as view 1 and nothing else; where a concept has only
     such views, they are read.
@@ -93,12 +118,12 @@ def choose_views(views: Sequence[tuple[str, int]], own: Path, variation: str, n_
         photos = {stem: {0: p[untouched]} for stem, p in photos.items() if untouched in p}
     if not photos:
         raise UserError(
-            f"no views of '{own.name}' in {own}: run extraction.py first, with the same --dataset, --features_folder, "
-            "--grounding_sam and --variation"
+            f"no views of '{concept}' in {folder / concept}: run extraction.py first, with the same --dataset, "
+            "--features_folder, --grounding_sam and --variation"
         )
     stems = list(photos)
     if len(stems) > n_views:
-        draw = np.random.default_rng([seed, zlib.crc32(own.name.encode())])
+        draw = np.random.default_rng([seed, zlib.crc32(concept.encode())])
         stems = [stems[i] for i in sorted(draw.choice(len(stems), n_views, replace=False))]
     return [place for stem in stems for _, place in sorted(photos[stem].items())]
 
@@ -133,13 +158,6 @@ def _padded(rows: Sequence[Sequence[np.ndarray]], folder: Path) -> tuple[np.ndar
     return stacked, valid
 
 
-def _width(rows: Sequence[np.ndarray], folder: Path) -> int:
-    widths = sorted({len(row) for row in rows})
-    if len(widths) > 1:
-        raise UserError(f"{folder} mixes views of different models (widths {widths}): run extraction.py --overwrite")
-    return widths[0]
-
-
 # --- from one file for all ----------------------------------------------------------------------------------------
 
 
@@ -148,33 +166,65 @@ class _Index:
     """The consolidated file, open.
 
     Attributes:
-        names: concept -> its number.
-        stored: per concept, photo stem and augmentation of its views.
+        folder: of the views.
+        signature: of the views it was made from.
+        concepts: concept -> its number.
+        files: N view files, relative to the folder.
         starts: int64 (C + 1,), where each concept's rows begin.
+        augmentations: int64 (N,).
         rows: f16 (N, D), memory-mapped.
         valid: bool (N,), False for views without patches.
     """
 
     folder: Path
-    names: dict[str, int]
-    stored: list[list[tuple[str, int]]]
+    signature: str
+    concepts: dict[str, int]
+    files: list[str]
     starts: np.ndarray
+    augmentations: np.ndarray
     rows: np.ndarray
     valid: np.ndarray
 
-    def views(self, concept: str) -> list[tuple[str, int]]:
-        number = self.names.get(concept)
-        return [] if number is None else self.stored[number]
-
-    def gather(self, chosen: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors f16 (C, V, D), not copied where all rows are in use in their order, and valid bool (C, V)."""
-        places = [self.starts[self.names[key]] + np.array(own) for key, own in chosen.items()]
-        flat = np.concatenate(places)
-        if len({len(own) for own in places}) > 1:
-            return _padded([self.rows[own] for own in places], self.folder)  # type: ignore[arg-type]
+    def gallery(self, concepts: Sequence[Concept], variation: str, n_views: int, seed: int) -> Gallery:
+        """The views in use; rows are not copied where all are in use in their order."""
+        numbers = np.array([self.concepts.get(concept.key, -1) for concept in concepts])
+        counts = np.diff(self.starts)
+        augmented = np.concatenate([[0], np.cumsum(self.augmentations != 0)])[self.starts]
+        # Most concepts of a large gallery have one view a photo and no more than are asked for.
+        plain = (counts <= n_views) & (np.diff(augmented) == 0)
+        if (numbers >= 0).all() and plain[numbers].all():
+            used = photos = counts[numbers]
+            offsets = np.arange(used.sum()) - np.repeat(np.cumsum(used) - used, used)
+            flat = np.repeat(self.starts[numbers], used) + offsets
+        else:
+            places = [self._chosen(concept.key, variation, n_views, seed) for concept in concepts]
+            used = np.array([len(own) for own in places])
+            photos = np.array([len({split_name(Path(self.files[row]))[0] for row in own}) for own in places])
+            flat = np.concatenate(places)
+        if (photos < n_views).any():
+            _warn_of_few(dict(zip((concept.key for concept in concepts), photos.tolist(), strict=True)), n_views)
         whole = len(flat) == len(self.rows) and bool((np.diff(flat) == 1).all())
-        taken = self.rows if whole else self.rows[flat]
-        return taken.reshape(len(places), -1, self.rows.shape[1]), self.valid[flat].reshape(len(places), -1)
+        rows, valid = (self.rows, self.valid) if whole else (self.rows[flat], self.valid[flat])
+        files = tuple(self.files) if whole else tuple(self.files[row] for row in flat)
+        if (used == used[0]).all():
+            shape = (len(concepts), int(used[0]))
+            descriptors, valid = rows.reshape(*shape, -1), valid.reshape(shape)
+        else:
+            shape = (len(concepts), int(used.max()))
+            there = np.arange(shape[1]) < used[:, None]
+            descriptors = np.zeros((*shape, rows.shape[1]), rows.dtype)
+            descriptors[there] = rows
+            there[there] = valid
+            valid = there
+        source = hashlib.sha256(self.signature.encode() + flat.tobytes()).hexdigest()
+        return Gallery(tuple(concepts), descriptors, valid, files, source)
+
+    def _chosen(self, concept: str, variation: str, n_views: int, seed: int) -> np.ndarray:
+        """Rows in use of one concept."""
+        number = self.concepts.get(concept)
+        first, last = (0, 0) if number is None else self.starts[number : number + 2].tolist()
+        stored = [split_name(Path(file)) for file in self.files[first:last]]
+        return first + np.array(choose_views(stored, self.folder, concept, variation, n_views, seed))
 
 
 def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
@@ -192,8 +242,8 @@ def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
 
 def _signature(folder: Path) -> str:
     """Changes when a view is added, replaced or removed: views are moved into place, which dates their folder."""
-    dated = sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(folder) if entry.is_dir())
-    return hashlib.sha256(json.dumps(dated).encode()).hexdigest()
+    dated = sorted(f"{entry.name}\0{entry.stat().st_mtime_ns}" for entry in os.scandir(folder) if entry.is_dir())
+    return hashlib.sha256("\n".join(dated).encode()).hexdigest()
 
 
 def _consolidated(folder: Path) -> _Index:
@@ -212,13 +262,9 @@ def _open(file: Path, signature: str) -> _Index:
         if (content.metadata() or {}).get("signature") != signature:
             raise ValueError("out of date")
         names = json.loads(content.get_tensor("names").numpy().tobytes())
-        starts, rows, valid = (content.get_tensor(name).numpy() for name in ("starts", "rows", "valid"))
-    concepts, stems, augmentations = names["concepts"], names["stems"], names["augmentations"]
-    stored = [
-        list(zip(stems[first:last], augmentations[first:last], strict=True))
-        for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
-    ]
-    return _Index(file.parent, {concept: i for i, concept in enumerate(concepts)}, stored, starts, rows, valid)
+        arrays = [content.get_tensor(name).numpy() for name in ("starts", "augmentations", "rows", "valid")]
+    concepts = {concept: number for number, concept in enumerate(names["concepts"])}
+    return _Index(file.parent, signature, concepts, names["files"], *arrays)
 
 
 def _write(file: Path, folder: Path, signature: str) -> None:
@@ -234,18 +280,19 @@ def _write(file: Path, folder: Path, signature: str) -> None:
         raise UserError(
             f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
         )
-    flat = [view for views in stored.values() for view in views]
     stacked = np.stack(rows)
     tensors = {
         "rows": torch.from_numpy(stacked),
         "valid": torch.from_numpy(stacked.any(1)),
         "starts": torch.from_numpy(np.cumsum([0, *map(len, stored.values())])),
-        "names": _names_tensor(list(stored), [stem for stem, _ in flat], [augmentation for _, augmentation in flat]),
+        "augmentations": torch.tensor([augmentation for views in stored.values() for _, augmentation in views]),
+        "names": _names_tensor(
+            list(stored), [view_name(concept, *view) for concept, views in stored.items() for view in views]
+        ),
     }
     write_atomically(file, save(tensors, {"signature": signature}))
 
 
-def _names_tensor(concepts: Sequence[str], stems: Sequence[str], augmentations: Sequence[int]) -> torch.Tensor:
+def _names_tensor(concepts: Sequence[str], files: Sequence[str]) -> torch.Tensor:
     """What the rows are, as UTF-8 JSON in a tensor: the file's own header is read whole whenever it is opened."""
-    names = {"concepts": concepts, "stems": stems, "augmentations": augmentations}
-    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps({"concepts": concepts, "files": files}).encode()), dtype=torch.uint8)

@@ -116,14 +116,14 @@ class Gallery:
         descriptors: f32 (C, V, D), not normalised.
         valid: bool (C, V), False for padding and for views without patches.
         files: the view files in use, relative to the features folder.
-        stems: per concept, the stems of the photos that its views come from.
+        source: digest of what the arrays were read from; "" when only their own content tells.
     """
 
     concepts: tuple[Concept, ...]
     descriptors: np.ndarray
     valid: np.ndarray
     files: tuple[str, ...] = ()
-    stems: dict[str, frozenset[str]] = field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         c = len(self.concepts)

@@ -17,8 +17,8 @@ CHUNK_VIEWS = 8192
 class Matcher:
     """A gallery made ready for matching.
 
-    A small one lies on the device as unit descriptors; a large one is normalised and multiplied in chunks, so that
-    memory stays bounded whatever its size.
+    A small one lies on the device as unit descriptors; a large one is converted and multiplied in chunks, through the
+    same few buffers again and again, so that memory stays bounded whatever its size.
 
     Args:
         gallery: C concepts with V views each.
@@ -26,20 +26,20 @@ class Matcher:
     """
 
     def __init__(self, gallery: Gallery, device: torch.device) -> None:
-        self._concepts, views, width = gallery.descriptors.shape
+        self._concepts, self._views, self._width = gallery.descriptors.shape
         self._device = device
         self._stored = torch.from_numpy(gallery.descriptors)
-        self._padding = None if gallery.valid.all() else torch.from_numpy(~gallery.valid).to(device)
-        self._step = max(1, CHUNK_VIEWS // views)
+        self._padding = None if gallery.valid.all() else torch.from_numpy(~gallery.valid.T).to(device)
+        self._step = min(self._concepts, max(1, CHUNK_VIEWS // self._views))
         self._unit = None
-        if 4 * self._concepts * views * width <= RESIDENT_BYTES:
-            self._step, self._unit = self._concepts, self._normalised(0, self._concepts)
-        elif device.type == "cuda":
+        if 4 * gallery.descriptors.size <= RESIDENT_BYTES:
+            self._step = self._concepts
+            rows = self._stored.to(device, torch.float32).transpose(0, 1)  # view-major: maxima run along concepts
+            self._unit = normalize(rows.flatten(0, 1), dim=1)
+            return
+        if device.type == "cuda":
             self._stored = self._stored.to(device)
-
-    def _normalised(self, first: int, last: int) -> torch.Tensor:
-        """Unit descriptors of concepts first..last-1: f32 ((last - first)·V, D)."""
-        return normalize(self._stored[first:last].to(self._device, torch.float32).flatten(0, 1), dim=1)
+        self._rows = torch.empty((self._views * self._step, self._width), device=device)
 
     def best_similarities(self, descriptors: torch.Tensor) -> np.ndarray:
         """Best cosine similarity of each proposal with any view of each concept.
@@ -52,13 +52,22 @@ class Matcher:
         """
         unit = normalize(descriptors, dim=1)
         best = unit.new_empty((len(unit), self._concepts))
+        product = unit.new_empty(len(unit) * self._views * self._step)
         for first in range(0, self._concepts, self._step):
             last = min(first + self._step, self._concepts)
-            views = self._normalised(first, last) if self._unit is None else self._unit
-            similarities = (unit @ views.T).unflatten(1, (last - first, -1))
+            count = self._views * (last - first)
+            similarities = product[: len(unit) * count].view(len(unit), count)
+            if self._unit is not None:
+                torch.mm(unit, self._unit.T, out=similarities)
+            else:
+                rows = self._rows[:count]
+                rows.unflatten(0, (self._views, -1)).copy_(self._stored[first:last].transpose(0, 1))
+                torch.mm(unit, rows.T, out=similarities)
+                similarities /= torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
+            each = similarities.unflatten(1, (self._views, -1))
             if self._padding is not None:
-                similarities.masked_fill_(self._padding[first:last], -torch.inf)
-            torch.amax(similarities, 2, out=best[:, first:last])
+                each.masked_fill_(self._padding[:, first:last], -torch.inf)
+            best[:, first:last] = each.amax(1)
         return best.cpu().numpy()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from pekit import results
 from pekit.answers import Answer
 from pekit.cli import LoadingSettings, ModelSettings
+from pekit.gallery import identity
 from pekit.hub import identify, versions
 from pekit.lvlm import LvlmSettings
 from pekit.questions import LeftOut, QuestionFile
@@ -58,8 +58,7 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
     """Everything a run depends on, as ``config.json`` holds it."""
     views = {}
     if gallery:
-        digest = hashlib.sha256(gallery.descriptors.tobytes() + gallery.valid.tobytes()).hexdigest()[:16]
-        views = {"models": identify(models, ground=True, segment=False), "files": gallery.files, "digest": digest}
+        views = {"models": identify(models, ground=True, segment=False), **identity(gallery)}
     return results.plain(
         {
             "argv": list(argv),
