@@ -23,6 +23,7 @@ from pekit.datasets import open_image
 from pekit.gallery import load_gallery
 from pekit.grading import Judge, grade
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
+from pekit.parallel import Shard, gather, joined
 from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, LeftOut, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
@@ -62,8 +63,11 @@ def run_vqa(
     lvlm_settings: LvlmSettings,
     judge: Judge | None,
     argv: Sequence[str],
-) -> VqaReport:
+    shard: Shard,
+) -> VqaReport | None:
     """Ask the questions, grade the replies, write the results.
+
+    Of several processes each looks for the concepts in its part of the photos; the first does the rest.
 
     Args:
         questions: from ``read_questions``.
@@ -74,6 +78,10 @@ def run_vqa(
         lvlm_settings: the LVLM.
         judge: of open answers; None where none is needed.
         argv: the command's options, to go on with or to grade again.
+        shard: which of the processes this is.
+
+    Returns:
+        What came of it; None in all processes but the first.
 
     Raises:
         UserError: views or models are missing, or the run to go on with is another one.
@@ -82,6 +90,14 @@ def run_vqa(
     gallery = find_gallery(items, concepts, settings)
     if gallery:
         _check_views(settings, models, loading)
+    if shard.rank:
+        if gallery:
+            with joined(shard):
+                nothing: list[int] = []
+                numbers = gather(nothing, shard)[0]  # the first process knows which questions are still to be asked
+                todo = [item for item in items if item.number in numbers]
+                locate_concepts(todo, gallery, settings, models, loading, shard)
+        return None
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
     lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
@@ -91,8 +107,12 @@ def run_vqa(
         variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
         todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
         asked: list[Answer] = []
+        located: dict[Path, list[Detection]] = {}
+        if gallery and (todo or shard.world > 1):
+            with joined(shard):
+                gather([item.number for item in todo], shard)
+                located = locate_concepts(todo, gallery, settings, models, loading, shard)
         if todo:
-            located = locate_concepts(todo, gallery, settings, models, loading) if gallery else {}
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
             asked = ask(queries, lvlm, kept, folder, config, settings, loading)
         return finish(folder, [*kept, *asked], questions.left_out, settings.grader, judge, lvlm_settings.concurrency)
@@ -135,19 +155,25 @@ def _check_views(settings: VqaSettings, models: ModelSettings, loading: LoadingS
 
 
 def locate_concepts(
-    items: Sequence[Item], gallery: Gallery, settings: VqaSettings, models: ModelSettings, loading: LoadingSettings
+    items: Sequence[Item],
+    gallery: Gallery,
+    settings: VqaSettings,
+    models: ModelSettings,
+    loading: LoadingSettings,
+    shard: Shard,
 ) -> dict[Path, list[Detection]]:
-    """The best region of each concept of the gallery in each photo, looked for once per photo.
+    """The best region of each concept of the gallery in each photo, looked for once per photo, by one of the processes.
 
     Returns:
         Photo -> regions, best first; a photo that cannot be read has none.
     """
     from pekit.pipeline import Recognizer, match_photos
 
-    photos = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
-    recognizer = Recognizer(models, ground=True)
-    matched = match_photos(recognizer, [Photo(path, name) for path, name in photos.items()], gallery, loading)
+    names = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
+    photos = shard.share([Photo(path, name) for path, name in names.items()])
     located: dict[Path, list[Detection]] = {}
+    recognizer = Recognizer(models, ground=True) if photos else None
+    matched = match_photos(recognizer, photos, gallery, loading) if recognizer else iter(())
     for matches in tqdm(matched, total=len(photos), desc="locating", unit="photo"):
         if matches.error:
             log.error("%s", matches.error)
@@ -157,10 +183,10 @@ def locate_concepts(
         )
         regions = [detection for detection in found if detection and _exceeds(detection, settings.detect_thresh)]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
-    del recognizer  # the LVLM needs its room
+    del recognizer, matched  # the LVLM needs their room
     gc.collect()
     _free_gpu()
-    return located
+    return {path: regions for part in gather(located, shard) for path, regions in part.items()}
 
 
 def _exceeds(detection: Detection, threshold: float | None) -> bool:
@@ -335,7 +361,7 @@ def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaS
     folder = settings.save_folder / settings.task / "dry_run"
     items = questions.items[: min(settings.limit or DRY_RUN_PROMPTS, len(questions.items))]
     gallery = find_gallery(items, concepts, settings)
-    located = locate_concepts(items, gallery, settings, models, loading) if gallery else {}
+    located = locate_concepts(items, gallery, settings, models, loading, Shard()) if gallery else {}
     shown: list[tuple[Query, Path | None]] = []
     for query in plan(items, located, concepts, settings):
         drawn = query.photo is not None and query.variant == PERSONALISED

@@ -223,8 +223,40 @@ def test_single_concept_with_a_local_internvl(ask: Call, call: Call, world: Path
     assert total["missing_photos"] == {"count": 1, "photos": ["./yollava-data/test/lamp/lost.png"]}
     assert total["overall"]["total"] == total["baseline"]["overall"]["total"] == 3
     config = json.loads((run / "config.json").read_text())
-    assert config["lvlm"]["fingerprint"] and config["views"]["files"] == ["lamp/0_0.pt", "pig-cup/0_0.pt"]
+    assert config["lvlm"]["fingerprint"] and config["views"]["views"] == ["lamp/0_0.pt", "pig-cup/0_0.pt"]
     assert "lost.png" in result.stdout
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_several_processes_share_the_search_and_one_asks(
+    ask: Call, world: Path, models: Path, tmp_path: Path, resumed: bool
+) -> None:
+    options = ("--dataset", "yollava", "--task", "vqa_names_ambiguity_full")
+    with ChatServer(lambda body, n: "A. yes") as server:
+        assert_ran(ask(*options, *served(server)))
+        one, first = only_run(tmp_path / "results"), list(server.bodies)
+        kept = records(one)
+        assert len(first) == len(kept) == 3
+        run = (*options, *places(world, models, tmp_path), *served(server), "--save_folder", tmp_path / "together")
+        if resumed:  # an interrupted run of which the first answer is left
+            (one / "answers.jsonl").write_text(json.dumps(kept[0]) + "\n")
+            run = (*run, "--resume", one)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+        result = subprocess.run(
+            [*command, str(ROOT / "vqa.py"), *map(str, run)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=script_environment(),
+        )
+    assert_ran(result)
+    assert result.stdout.count("results in") == 1
+    together = one if resumed else only_run(tmp_path / "together")
+    again = server.bodies[3:]
+    key = lambda body: json.dumps(body, sort_keys=True)  # noqa: E731
+    assert sorted(map(key, again)) == sorted(key(body) for body in first if not resumed or body != first[0])
+    for a, b in zip(kept, records(together), strict=True):
+        assert a | {"seconds": 0} == b | {"seconds": 0}
 
 
 def test_multi_concept_through_a_server(ask: Call, world: Path, tmp_path: Path) -> None:

@@ -181,17 +181,27 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         descriptions=questions.read_descriptions(described) if described else None,
     )
     _report(found, args)
+    from pekit import parallel
+
+    shard = parallel.current_shard()
+    alone = args.dry_run or not task.personalised or task.text_only  # no photo is searched, or hardly any
+    if alone and shard.rank:
+        return 0
     open_questions = any(not item.question.options for item in found.items[: args.limit])
-    judge = None if args.dry_run else _judge(args, open_questions)
+    judge = None if args.dry_run or shard.rank else _judge(args, open_questions)
+    if len(args.device_ids) > 1 and shard.world == 1 and not alone:
+        return parallel.launch(main, argv, len(args.device_ids))
 
     from pekit import asking
 
-    settings, models = _settings(args), _models(args)
-    loading = cli.loading_settings(args)
+    settings, loading = _settings(args), cli.loading_settings(args)
+    models = cli.model_settings(args)
+    models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     if args.dry_run:
         return _dry_run(asking.dry_run(found, concepts, settings, models, loading))
     lvlm = _lvlm_settings(args)
-    return _print(asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv))
+    report = asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv, shard)
+    return _print(report) if report else 0
 
 
 def _views_folder(args: argparse.Namespace) -> Path:
@@ -220,13 +230,6 @@ def _settings(args: argparse.Namespace) -> VqaSettings:
         *("with_baseline", "overlays", "show", "grader", "save_folder", "resume"),
     )
     return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in names})
-
-
-def _models(args: argparse.Namespace) -> cli.ModelSettings:
-    from pekit.parallel import Shard, shard_device
-
-    models = cli.model_settings(args)
-    return replace(models, device=shard_device(models.device, args.device_ids, Shard()))
 
 
 def _patience(args: argparse.Namespace) -> Patience:
