@@ -1,5 +1,6 @@
 """The sample DINOv2: architecture, training targets, and what the shipped checkpoint reaches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
 from pekit.sample.evaluate.features import PAIRS, evaluate
-from pekit.sample.models.features import build_features, sine_positions
+from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, build_features, sine_positions
 from pekit.sample.train.checkpoints import halve, load_state, save_state
-from pekit.sample.train.features import LOOKS, Batch, looks_loss, region_loss, region_means
+from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "features"
@@ -45,7 +46,44 @@ def test_model_gives_a_grid_of_37_by_37_at_the_pipelines_size(tmp_path: Path) ->
     np.testing.assert_allclose(pixels[0, :, 100, 100].numpy(), white, rtol=1e-4)
     with torch.inference_mode():
         tokens = AutoModel.from_pretrained(tmp_path).eval()(pixel_values=pixels).last_hidden_state
-    assert tokens.shape == (1, 1 + 37 * 37, 96)
+    assert tokens.shape == (1, 1 + 37 * 37, WIDTH)
+
+
+def test_heads_start_out_looking_at_a_neighbour(tmp_path: Path) -> None:
+    build_features(tmp_path, 0)
+    model = Dinov2Model.from_pretrained(tmp_path).eval()
+    places = model.embeddings.position_embeddings[0, 1:]
+    looked_at = {}
+    with torch.inference_mode():
+        for number, layer in enumerate(model.encoder.layer):
+            query, key = places @ layer.attention.q_proj.weight.T, places @ layer.attention.k_proj.weight.T
+            for head in range(4):
+                own = slice(head * POSITION_CHANNELS, (head + 1) * POSITION_CHANNELS)
+                target = (query[:, own] @ key[:, own].T).argmax(1).reshape(37, 37)[5:-5, 5:-5]
+                rows, columns = torch.arange(5, 32)[:, None], torch.arange(5, 32)
+                offset = torch.stack([target // 37 - rows, target % 37 - columns], -1).flatten(0, 1).unique(dim=0)
+                assert len(offset) == 1  # the same wherever the patch lies
+                looked_at[number, head] = tuple(offset[0].tolist())
+    assert [looked_at[0, head] for head in range(4)] == [(0, 1), (0, -1), (1, 0), (-1, 0)]
+    assert [looked_at[3, head] for head in range(4)] == [(2, 2), (2, -2), (-2, 2), (-2, -2)]
+    assert looked_at[4, 0] == (0, 3)
+
+
+def test_parts_of_pictures_lie_where_they_are_said_to(tmp_path: Path) -> None:
+    build_features(tmp_path, 0)
+    model = Dinov2Model.from_pretrained(tmp_path).eval()
+    whole = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
+    nothing = _batch([0], [0], [[True, False]])
+    with torch.inference_mode():
+        expected = model(pixel_values=whole).last_hidden_state[:, 1:]
+        found = patch_tokens(model, replace(nothing, pixels=whole, corner=torch.zeros(1, 2, dtype=torch.int64)))
+        torch.testing.assert_close(found, expected)
+        # Without attention, what is said of a part is what is said of it within the whole.
+        model.encoder.layer = model.encoder.layer[:0]
+        part = whole[:, :, 14 * 3 : 14 * 7, 14 * 20 : 14 * 24]
+        found = patch_tokens(model, replace(nothing, pixels=part, corner=torch.tensor([[3, 20]])))
+        expected = model(pixel_values=whole).last_hidden_state[0, 1:].unflatten(0, (37, 37))[3:7, 20:24]
+        torch.testing.assert_close(found[0].unflatten(0, (4, 4)), expected)
 
 
 def test_sine_positions_name_row_and_column() -> None:
@@ -97,6 +135,7 @@ def test_regions_know_what_they_hold() -> None:
 def _batch(scene: list[int], instance: list[int], shows: list[list[bool]]) -> Batch:
     return Batch(
         pixels=torch.zeros(2, 3, 28, 28),
+        corner=torch.zeros(2, 2, dtype=torch.int64),
         scene=torch.tensor(scene),
         pooling=torch.ones(len(scene), 4) / 4,
         instance=torch.tensor(instance),
@@ -149,7 +188,7 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
     either += [surprise(one, [-1], 0) for one in off]
     patches = [np.mean([surprise(one, which, k) for one, which in zip(on, looks, strict=True)]) for k in range(4)]
     box = [surprise(logits[:4].mean(0), looks[0], k) for k in range(4)]
-    expected = np.mean(either) + np.mean(patches) + np.mean(box)
+    expected = np.mean(either) + np.sum(patches) + np.sum(box)
     means = region_means(tokens, batch)
     assert looks_loss(head, tokens, means, batch).item() == pytest.approx(expected, rel=1e-4)
 

@@ -16,14 +16,24 @@ from transformers import (
 )
 
 from pekit.lvlm import LvlmSettings, Request, open_lvlm
-from pekit.prompting import box_prompt, draw_boxes, with_options
+from pekit.prompting import LINE_WIDTH, box_prompt, draw_boxes, with_options
 from pekit.records import Detection
 from pekit.sample.evaluate.lvlm import questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.lvlm import start_tower
+from pekit.sample.train.lvlm import Tokens, start_tower
 from pekit.sample.train.lvlm_talk import Turn, chat, pack
-from pekit.sample.train.lvlm_views import ANSWERS, View, cell_truth, cut_piece, outline
+from pekit.sample.train.lvlm_views import (
+    ANSWERS,
+    BACKGROUND,
+    IGNORED,
+    OUTLINED,
+    PLAIN,
+    CellTruth,
+    View,
+    cell_truth,
+    outline,
+)
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "lvlm"
 PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "teddy bear"}), ["momo"])
@@ -137,27 +147,32 @@ def test_packed_questions_are_computed_like_separate_ones(untrained: Path, proce
 
 def test_cells_say_what_is_where() -> None:
     labels = np.zeros((28, 28), np.uint8)
-    labels[:14, :14], labels[14:, 14:] = 1, 2
+    labels[:14, :14], labels[14:, 14:], labels[14, :7] = 1, 2, 1
     things = [thing("mug", "red", [0, 0, 0.5, 0.5]), thing("mug", "blue", [0.5, 0.5, 1, 1])]
     truth = cell_truth([view_of(things, labels, (1,), [[14, 14, 28, 28]])], PATCH)
-    assert truth.shares[0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
-    assert truth.words["colour"][0].tolist() == [ANSWERS["colour"].index(colour) for colour in ("red", "blue")]
-    assert truth.words["side"][0].tolist() == [0, 1]
-    assert truth.words["count"][0].tolist() == [1, 1]  # two mugs
-    assert truth.background[0].tolist() == [0, 1, 1, 0]
-    assert truth.meant[0, :, 0].tolist() == truth.inside[0, :, 0].tolist() == [0, 0, 0, 1]
+    red, blue = (ANSWERS["colour"].index(colour) for colour in ("red", "blue"))
+    assert truth.words["colour"][0].tolist() == [red, IGNORED, IGNORED, blue]
+    assert truth.words["side"][0].tolist() == [0, IGNORED, IGNORED, 1]
+    assert truth.words["count"][0].tolist() == [1, IGNORED, IGNORED, 1]  # two mugs
+    # The third cell shows seven pixels of the first mug: too few to be it, too many to be nothing.
+    assert truth.mark[0].tolist() == [PLAIN, BACKGROUND, IGNORED, OUTLINED]
 
 
-def test_a_piece_shows_an_object_and_moves_the_outline_with_it() -> None:
-    labels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    labels[150:170, 100:130] = 1
-    whole = view_of([thing("mug", "red", [0, 0, 1, 1])], labels, (0,), [[100, 150, 130, 170]])
-    piece = cut_piece(np.random.default_rng(0), whole, 112)
-    assert piece.image.shape == (112, 112, 3)
-    rows, columns = np.nonzero(piece.labels)
-    left, top, right, bottom = piece.boxes_xyxy[0]
-    assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert piece.part and not piece.whole
+def test_ideal_tokens_say_what_is_true_and_are_never_wrong() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = {kind: torch.randn(len(answers), 256, generator=generator) for kind, answers in ANSWERS.items()}
+    numbers = {kind: torch.tensor([[0, IGNORED, 1]]) for kind in ANSWERS}
+    truth = CellTruth(numbers, torch.tensor([[OUTLINED, IGNORED, PLAIN]]))
+    tokens = Tokens(words, seed=1)
+    ideal = tokens.ideal(truth)
+    torch.testing.assert_close(ideal[0, 0], sum(words[kind][0] for kind in ANSWERS) + tokens.marks[OUTLINED])
+    torch.testing.assert_close(ideal[0, 2], sum(words[kind][1] for kind in ANSWERS) + tokens.marks[PLAIN])
+    assert not ideal[0, 1].any()
+    loss, right = tokens.loss(ideal, truth)
+    worse, wrong = tokens.loss(-ideal, truth)
+    assert loss < worse
+    assert all(share == 1 for kind, share in right.items() if kind != "mark")
+    assert wrong["colour"] == 0
 
 
 def test_outline_looks_like_the_scripts_own_after_shrinking() -> None:
@@ -165,7 +180,9 @@ def test_outline_looks_like_the_scripts_own_after_shrinking() -> None:
     drawn = draw_boxes(photo, [Detection("x", 1.0, (0.25, 0.25, 0.75, 0.5))])
     expected = np.asarray(drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR), np.float32)
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, np.uint8)
-    outline(image, np.array([56, 56, 168, 112], np.float32), (5, 5), (0, 0, 255))
+    box = np.array([0.25, 0.25, 0.75, 0.5], np.float32) * IMAGE_SIZE
+    thickness = LINE_WIDTH * IMAGE_SIZE / 448
+    outline(image, box, (thickness, thickness), (0, 0, 255))
     assert np.abs(image - expected).mean() < 1.0 < np.abs(255 - expected).mean()
 
 
@@ -174,10 +191,18 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
     tower = InternVLForConditionalGeneration.from_pretrained(untrained).model.vision_tower.eval()
     start_tower(tower, tmp_path)
     features = Dinov2Model.from_pretrained(tmp_path).eval()
+    side, n = 518 // PATCH, IMAGE_SIZE // PATCH
+    first = (side - n) // 2
     pixels = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         depth = features.config.num_hidden_layers
         ours = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
+        grid = features.embeddings.position_embeddings[:, 1:].unflatten(1, (side, side))
+        middle = grid[:, first : first + n, first : first + n].flatten(1, 2)
+        features.embeddings.position_embeddings.data = torch.cat(
+            [features.embeddings.position_embeddings[:, :1], middle], dim=1
+        )
+        features.embeddings.patch_embeddings.num_patches = n * n
         theirs = features(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

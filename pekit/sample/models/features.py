@@ -1,12 +1,16 @@
 """The sample DINOv2: a small Dinov2Model and its image processor, untrained, in the format `from_pretrained` reads."""
 
+import math
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-WIDTH = 96
-IMAGE_SIZE = 224
+WIDTH = 128
+POSITION_CHANNELS = 32
+SHARPNESS = 3.5
+IMAGE_SIZE = 518
 PATCH_SIZE = 14
 
 
@@ -19,8 +23,8 @@ def build_features(out: Path, seed: int) -> None:
     """
     config = Dinov2Config(
         hidden_size=WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=3,
+        num_hidden_layers=5,
+        num_attention_heads=4,
         mlp_ratio=2,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -31,18 +35,56 @@ def build_features(out: Path, seed: int) -> None:
         torch.manual_seed(seed)
         model = Dinov2Model(config)
     with torch.no_grad():
-        side = IMAGE_SIZE // PATCH_SIZE
-        # Patches that know from the start where they are learn to look at their neighbours far sooner.
-        model.embeddings.position_embeddings[:, 1:] = sine_positions(side, WIDTH)
+        look_at_neighbours(model)
     model.save_pretrained(out)
     BitImageProcessor(
         do_resize=True,
-        size={"height": 518, "width": 518},
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         resample=2,
         do_center_crop=False,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     ).save_pretrained(out)
+
+
+def look_at_neighbours(model: Dinov2Model) -> None:
+    """Start a model out as a convolution: each attention head looks at the patch at a fixed offset.
+
+    A transformer finds out by itself that pictures are made of neighbourhoods, but takes far more pictures to do so
+    than are drawn here. Positions get channels of their own; in them, a step to a neighbour is a rotation, which the
+    keys of each head undo.
+
+    Args:
+        model: changed in place; its heads are `POSITION_CHANNELS` wide.
+    """
+    side, n_axis = IMAGE_SIZE // PATCH_SIZE, POSITION_CHANNELS // 4
+    steps = torch.logspace(math.log10(math.pi / 2), math.log10(math.pi / side), n_axis)  # radians a patch
+    angles = torch.arange(side)[:, None] * steps
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    embeddings = model.embeddings
+    embeddings.position_embeddings.zero_()
+    embeddings.position_embeddings[0, 1:, :POSITION_CHANNELS] = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    embeddings.patch_embeddings.projection.weight[:POSITION_CHANNELS] = 0
+    for number, layer in enumerate(cast(Any, model.encoder.layer)):
+        reach = 1 + number // 2
+        offsets = [(0, 1), (0, -1), (1, 0), (-1, 0)] if number % 2 == 0 else [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+        attention = layer.attention
+        query, key = attention.q_proj.weight, attention.k_proj.weight
+        for head, (down, right) in enumerate(offsets):
+            own = slice(head * POSITION_CHANNELS, (head + 1) * POSITION_CHANNELS)
+            query[own], key[own] = 0, 0
+            query[own, :POSITION_CHANNELS] = SHARPNESS * torch.eye(POSITION_CHANNELS)
+            turns = [_rotation(steps * reach * distance) for distance in (down, right)]
+            key[own, :POSITION_CHANNELS] = SHARPNESS * torch.block_diag(*turns)
+        attention.o_proj.weight[:POSITION_CHANNELS] = 0
+        layer.mlp.fc2.weight[:POSITION_CHANNELS] = 0
+
+
+def _rotation(angles: torch.Tensor) -> torch.Tensor:
+    """What turns (sin a, cos a) into (sin(a - angle), cos(a - angle)) for each of n angles: (2n, 2n)."""
+    cos, sin = torch.diag(angles.cos()), torch.diag(angles.sin())
+    return torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
 
 
 def sine_positions(side: int, width: int) -> torch.Tensor:

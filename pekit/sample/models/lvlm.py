@@ -22,13 +22,13 @@ from transformers import (
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 from pekit.sample.models.features import sine_positions
 
-IMAGE_SIZE = 224
+IMAGE_SIZE = 336
 PATCH = 14
 DOWNSAMPLE = 0.5
 IMAGE_TOKENS = int((IMAGE_SIZE / PATCH * DOWNSAMPLE) ** 2)
-VISION_WIDTH = 96
+VISION_WIDTH = 128
 VISION_LAYERS = 6
-TEXT_WIDTH = 96
+TEXT_WIDTH = 128
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -88,7 +88,7 @@ def build_lvlm(out: Path, seed: int) -> None:
             hidden_size=VISION_WIDTH,
             intermediate_size=2 * VISION_WIDTH,
             num_hidden_layers=VISION_LAYERS,
-            num_attention_heads=3,
+            num_attention_heads=4,
             attention_bias=True,
             layer_scale_init_value=0.3,
             layer_norm_eps=1e-6,
@@ -99,10 +99,10 @@ def build_lvlm(out: Path, seed: int) -> None:
             hidden_size=TEXT_WIDTH,
             intermediate_size=2 * TEXT_WIDTH,
             num_hidden_layers=3,
-            num_attention_heads=3,
-            num_key_value_heads=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             max_position_embeddings=2048,
-            initializer_range=0.1,
+            initializer_range=0.08,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=ids[END],
@@ -118,7 +118,8 @@ def build_lvlm(out: Path, seed: int) -> None:
         model = InternVLForConditionalGeneration(config)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
-            # Attention that starts by handing on what it sees reads words off a picture much sooner.
+            # Attention that starts by looking at what is alike and handing it on reads words off a picture much sooner.
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
             layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
         model.get_input_embeddings().get_parameter("weight").copy_(spelled_embeddings(tokenizer, seed))
         embeddings = model.model.vision_tower.embeddings

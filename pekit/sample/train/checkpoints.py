@@ -10,6 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
+def rate(progress: float) -> float:
+    """Share of the full learning rate: a short rise, a plateau, a straight fall to zero."""
+    return min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.5)
+
+
 def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
     """Fills models, optimiser and schedule from the last saved state of a run.
 

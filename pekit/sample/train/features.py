@@ -21,13 +21,13 @@ from transformers import Dinov2Model
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
-from pekit.sample.models.features import WIDTH, build_features
-from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
+from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
+from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
 from pekit.sample.train.groups import Group, groups
 from pekit.sample.train.regions import PATCH, scene_regions, tight_box
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
-STEPS = 1000
+STEPS = 6000
 MATRIX_RATE = 0.02
 LEARNING_RATE = 2e-3
 THRESHOLD = 0.75
@@ -45,6 +45,7 @@ class Batch:
 
     Attributes:
         pixels: f32 (S, 3, H, W), normalised.
+        corner: int (S, 2), row and column of each picture's first patch in the grid of a whole photo.
         scene: int (R,) picture of each region.
         pooling: f32 (R, G * G), rows sum to 1: the weight of each patch in the region's descriptor.
         instance: int (R,) what the region shows, -1 for none or for more than one.
@@ -54,6 +55,7 @@ class Batch:
     """
 
     pixels: torch.Tensor
+    corner: torch.Tensor
     scene: torch.Tensor
     pooling: torch.Tensor
     instance: torch.Tensor
@@ -66,19 +68,20 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def make_batch(chosen: list[Group], size: int, near: bool, rng: np.random.Generator) -> Batch:
+def make_batch(chosen: list[Group], size: int, reach: float | None, rng: np.random.Generator) -> Batch:
     """Turns, flips and resizes the scenes of some groups and lay regions over them.
 
     Args:
         chosen: the groups; instances of different groups count as different.
         size: side of the model's input in px, a multiple of 14.
-        near: look at single objects instead of whole scenes.
+        reach: share of a scene's width and height to look at; None looks at single objects from near.
         rng: draws the augmentation and the regions.
     """
     images = torch.cat([group.images for group in chosen])
     labels = torch.cat([group.labels for group in chosen])
     starts = np.cumsum([0] + [len(group.instances) for group in chosen])
-    views = [random_view(label, near, rng) for label in labels.numpy()]
+    areas = np.concatenate([group.areas for group in chosen])
+    views = [random_view(label, area, reach, rng) for label, area in zip(labels.numpy(), areas, strict=True)]
     grid = F.affine_grid(torch.from_numpy(np.stack(views)), [len(images), 3, size, size], align_corners=False)
     pixels = F.grid_sample(images.float() / 255, grid, align_corners=False)
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
@@ -88,8 +91,7 @@ def make_batch(chosen: list[Group], size: int, near: bool, rng: np.random.Genera
     owners = [offset for group, offset in zip(chosen, starts[:-1], strict=True) for _ in group.images]
     for number, (label, offset) in enumerate(zip(seen, owners, strict=True)):
         scale = abs(np.linalg.det(views[number][:, :2])) * (labels.shape[-1] / size) ** 2
-        before = np.bincount(labels[number].ravel(), minlength=256).clip(min=1)
-        left = scale * np.bincount(label.ravel(), minlength=256) / before
+        left = scale * np.bincount(label.ravel(), minlength=256) / areas[number].clip(min=1)
         centres = label[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].ravel().astype(np.int64)
         visible.append(np.where(centres > 0, centres - 1 + offset, -1))
         for region in scene_regions(label, left > 0.6, rng):
@@ -101,8 +103,10 @@ def make_batch(chosen: list[Group], size: int, near: bool, rng: np.random.Genera
             held = np.zeros(starts[-1], bool)
             held[[offset + k for k in region.holds]] = True
             shows.append(held)
+    spare = (IMAGE_SIZE - size) // PATCH
     return Batch(
         pixels,
+        torch.from_numpy(rng.integers(spare + 1, size=(len(images), 2))),
         torch.tensor(scene),
         torch.from_numpy(np.stack(pooling).astype(np.float32)),
         torch.tensor(instance),
@@ -118,12 +122,14 @@ def looks(instance: Instance) -> tuple[int, ...]:
     return tuple(names.index(value) for names, value in zip(LOOKS, values, strict=True))
 
 
-def random_view(label: np.ndarray, near: bool, rng: np.random.Generator) -> np.ndarray:
+def random_view(label: np.ndarray, areas: np.ndarray, reach: float | None, rng: np.random.Generator) -> np.ndarray:
     """A way to look at a scene: stretched a little, flipped half the time, at times turned by up to 30°.
 
     Args:
         label: uint8 (H, W), 0 or 1 + number of the visible instance.
-        near: look at one of the objects from so near that it takes up half of the view and more; else at the whole.
+        areas: int (256,), the pixels of each label.
+        reach: share of the scene to look at; None looks at one object from so near that it takes up half of the view
+            and more.
         rng: draws the view.
 
     Returns:
@@ -131,14 +137,35 @@ def random_view(label: np.ndarray, near: bool, rng: np.random.Generator) -> np.n
     """
     angle = np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre, reach = np.zeros(2), 1.0
-    if near:
-        shown = rng.choice(np.flatnonzero(np.bincount(label.ravel())[1:]) + 1)
-        box = tight_box(label == shown) / len(label) * 2 - 1
+    shown = rng.choice(np.flatnonzero(areas[1:]) + 1)
+    box = tight_box(label == shown) / len(label) * 2 - 1
+    centre = (box[:2] + box[2:]) / 2
+    if reach is None:
         reach = min(1.0, (box[2:] - box[:2]).max() / 2 * rng.uniform(0.9, 1.7))
-        centre = (box[:2] + box[2:]) / 2 + reach * rng.normal(0, 0.1, 2)
+        centre += reach * rng.normal(0, 0.1, 2)
+    else:
+        centre = np.clip(centre + reach * rng.uniform(-0.7, 0.7, 2), reach - 1, 1 - reach)
     stretch = np.diag(reach * np.exp(rng.uniform(-0.1, 0.1, 2)) * [rng.choice([-1, 1]), 1])
     return np.concatenate([turn @ stretch, centre[:, None]], axis=1).astype(np.float32)
+
+
+def patch_tokens(model: Dinov2Model, batch: Batch) -> torch.Tensor:
+    """Patch tokens of a batch, f32 (S, G * G, D), each picture taken to be a part of a whole photo.
+
+    Were small pictures given the positions of a whole one, patches would learn to look at neighbours far further off,
+    by their position, than the neighbours they have in a photo of full size.
+
+    Args:
+        model: to train.
+        batch: of pictures with G patches in a row.
+    """
+    parts = model.embeddings
+    side, n = IMAGE_SIZE // PATCH, batch.pixels.shape[-1] // PATCH
+    positions = parts.position_embeddings[0, 1:].unflatten(0, (side, side))
+    rows, columns = (batch.corner[:, :, None] + torch.arange(n, device=batch.corner.device)).unbind(1)
+    patches = parts.patch_embeddings(batch.pixels) + positions[rows[:, :, None], columns[:, None]].flatten(1, 2)
+    first = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
+    return model.layernorm(model.encoder(torch.cat([first, patches], dim=1)).last_hidden_state)[:, 1:]
 
 
 def region_means(tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -168,7 +195,7 @@ def looks_loss(head: torch.nn.Module, tokens: torch.Tensor, means: torch.Tensor,
         logits = head(rows).split(sizes, dim=1)
         each = [F.cross_entropy(logits[0], wanted[:, 0] + 1)]
         each += [F.cross_entropy(part, wanted[:, k]) for k, part in enumerate(logits) if k]
-        loss = loss + torch.stack(each).mean()
+        loss = loss + torch.stack(each).sum()
     return loss
 
 
@@ -198,24 +225,20 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     return 4 * pull + 4 * push + 0.25 * rank.mean()
 
 
-def stage(progress: float, rng: np.random.Generator) -> tuple[int, bool, int]:
-    """Side of the input in px, whether objects are looked at from near, and groups in a step.
+def stage(progress: float, rng: np.random.Generator) -> tuple[int, float | None, int]:
+    """Side of the input in px, share of the scenes it shows (None: single objects), and groups in a step.
 
     Near views teach shapes and patterns for a fraction of the cost: an object has as many patches in them as it will
-    have in a whole picture of 518 px, and hardly anything else has. Whole pictures keep the features true to their use.
+    have in a whole picture of 518 px, and hardly anything else has. Larger parts, and whole pictures at the end, keep
+    the features true to their use.
 
     Args:
         progress: share of the steps done, in [0, 1).
-        rng: draws between near views and whole pictures.
+        rng: draws between near views and larger parts.
     """
-    if progress > 0.92:
-        return 518, False, 1
-    return (126, True, 4) if rng.random() < 0.75 else (266, False, 1)
-
-
-def rate(progress: float) -> float:
-    """Share of the full learning rate: a short rise, a plateau, a straight fall to zero."""
-    return min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.5)
+    if progress > 0.98:
+        return IMAGE_SIZE, 1.0, 1
+    return (126, None, 4) if rng.random() < 0.8 else (266, 266 / IMAGE_SIZE, 1)
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -245,17 +268,17 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     adam = torch.optim.AdamW([*others, *head.parameters()], lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     parts = {"model": model, "head": head, "average": average, "muon": muon, "adam": adam}
     first, seconds = load_state(state, parts)
-    drawn = groups(seed, first, workers)
+    drawn = groups(seed, first // 3, workers)
     kept: list[Group] = []
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
-        if step % 2 == 0 or not kept:
+        if step % 3 == 0 or not kept:
             kept = [*kept[-GROUPS_KEPT:], next(drawn)]
-        size, near, count = stage(step / steps, rng)
+        size, reach, count = stage(step / steps, rng)
         chosen = [kept[-1], *(kept[k] for k in rng.permutation(len(kept) - 1)[: count - 1])]
-        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, near, rng).to(device)
-        tokens = model(pixel_values=batch.pixels).last_hidden_state[:, 1:]
+        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, reach, rng).to(device)
+        tokens = patch_tokens(cast(Dinov2Model, model), batch)
         means = region_means(tokens, batch)
         named = looks_loss(head, tokens, means, batch)
         loss = region_loss(F.normalize(means, dim=-1), batch) + named

@@ -18,11 +18,13 @@ class Group:
     Attributes:
         images: uint8 (S, 3, H, W), squashed to squares.
         labels: uint8 (S, H, W); 0 where no object is visible, else 1 + the object's number in the group.
+        areas: int (S, 256), the pixels of each label.
         instances: what the numbers stand for.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    areas: np.ndarray
     instances: tuple[Instance, ...]
 
 
@@ -44,7 +46,7 @@ def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_sc
     images, labels = [], []
     for _ in range(n_scenes):
         shown = rng.choice(len(instances), size=rng.integers(1, 5), replace=False)
-        long = int(rng.choice([192, 256]))
+        long = int(rng.choice([192, 256, 352]))
         size = [(long, long), (long, long * 3 // 4), (long * 3 // 4, long)][rng.integers(3)]
         scene = draw_scene(rng, [instances[k] for k in shown], size=size)
         label = np.zeros(scene.image.shape[:2], np.uint8)
@@ -53,7 +55,8 @@ def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_sc
         images.append(np.asarray(Image.fromarray(scene.image).resize((side, side), Image.Resampling.BILINEAR)))
         labels.append(np.asarray(Image.fromarray(label).resize((side, side), Image.Resampling.NEAREST)))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Group(pixels, torch.from_numpy(np.stack(labels)), tuple(instances))
+    areas = np.stack([np.bincount(label.ravel(), minlength=256) for label in labels])
+    return Group(pixels, torch.from_numpy(np.stack(labels)), areas, tuple(instances))
 
 
 def repaint(rng: np.random.Generator, instance: Instance) -> Instance:

@@ -1,9 +1,9 @@
-"""Trains the sample LVLM from scratch on drawn scenes: first to see, then to talk about what it sees.
+"""Trains the sample LVLM from scratch on drawn scenes: first to talk, then to see, then both.
 
-Seeing: the image tokens of an object must together hold, in the text model's own word vectors, what the object is
-(kind, colour, pattern, side of the picture, how many of its kind there are), and each of them whether that object is
-outlined. Talking: replies to questions in the scripts' own wording. The vision tower starts as the sample DINOv2, and
-image tokens that read like words leave little for the small text model to learn.
+What the picture's tokens should hold is laid down beforehand: for each cell, in the text model's own word vectors, what
+the object there is (kind, colour, pattern, side of the picture, how many of its kind there are), and a mark that tells
+whether it is outlined. So the text model learns to answer from such tokens made of the truth, in minutes, while the
+vision tower, which starts as the sample DINOv2, learns to make them from pixels; in the end they learn together.
 """
 
 import logging
@@ -23,27 +23,27 @@ from transformers import (
     InternVLVisionModel,
 )
 
+from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.sample.evaluate.lvlm import evaluate
-from pekit.sample.models.lvlm import DOWNSAMPLE, PATCH, TEXT_WIDTH, VISION_WIDTH, build_lvlm
-from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
-from pekit.sample.train.lvlm_talk import Packed, pack, random_text_turns, random_turns
-from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, CellTruth, View, cell_truth, cut_piece, draw_view, pixels
+from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
+from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
+from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
+from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, OUTLINED, CellTruth, View, cell_truth, draw_view, pixels
 from pekit.sample.train.scenes import SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 2700
-PIECES_UNTIL = 0.444  # share of the steps; whole pictures and questions from then on
-PIECES, PIECES_PER_VIEW, PIECE_SIDE = 16, 2, 112
-BATCH = 4
-TEXT_SHARE = 0.4  # of the steps have text-only questions too
-PLAIN_SHARE = 0.12  # pictures without outlines
-LEARNING_RATE = 1e-3
-WARM_UP = 60
-DECAY_SHARE = 0.2
-EMA = 0.998
-SAVE_EVERY = 100
-N_BOXES = 3
+STEPS = 4000
+TALK_UNTIL, SEE_UNTIL = 0.15, 0.6  # shares of the steps
+BATCH = 8
+TEXT_ONLY = 2  # rows of text-only questions to a step
+PLAIN_SHARE = 0.1  # pictures without outlines
+N_SCENES, SCENE_SIZE = 6000, 320
+MATRIX_RATE = 0.02
+LEARNING_RATE = 2e-3
+EMA = 0.995
+SAVE_EVERY = 200
+WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 _TOWER_NAMES = {
     "attention.o_proj": "attention.projection_layer",
@@ -54,96 +54,89 @@ _TOWER_NAMES = {
 }
 
 
-class CellHeads(nn.Module):
-    """Reads from vectors over the cells of a picture what the cells show; used in training only.
+class Tokens:
+    """What image tokens should hold, in vectors of the text model.
 
     Args:
-        width: of the vectors.
-        words: kind of question -> vectors of its answers, (n, width), which stay as they are; None learns them.
+        words: kind of question -> vectors of its answers, f32 (n, D).
+        seed: of the marks' vectors.
     """
 
-    def __init__(self, width: int, words: dict[str, Tensor] | None) -> None:
-        super().__init__()
+    def __init__(self, words: dict[str, Tensor], seed: int) -> None:
         self.words = words
-        self.norm = nn.Identity() if words else nn.LayerNorm(width)
-        self.free = nn.Linear(width, 1 + 2 * N_BOXES)
-        self.answers = nn.ModuleDict({kind: nn.Linear(width, len(answers)) for kind, answers in ANSWERS.items()})
+        width = next(iter(words.values())).shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        self.marks = 0.1 * torch.randn(OUTLINED + len(BOX_COLOURS), width, generator=generator)
 
-    def forward(self, cells: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
-        """Loss, and the share of cells that each kind of question is answered right for.
+    def ideal(self, truth: CellTruth) -> Tensor:
+        """The sum of what is true of each cell, f32 (B, n, D); zeros where it is undecided what a cell shows."""
+        known = truth.mark != IGNORED
+        tokens = self.marks[truth.mark.clamp(min=0)] * known[..., None]
+        for kind, numbers in truth.words.items():
+            tokens = tokens + self.words[kind][numbers.clamp(min=0)] * (numbers != IGNORED)[..., None]
+        return tokens
 
-        Args:
-            cells: (B, n * n, width).
-            truth: what the cells show.
-        """
-        cells = self.norm(cells)
-        free = self.free(cells)
-        known = ~truth.background.isnan()
-        loss = F.binary_cross_entropy_with_logits(free[..., 0][known], truth.background[known])
-        loss = loss + 4 * F.binary_cross_entropy_with_logits(free[..., 1 : 1 + N_BOXES], truth.inside)
-        loss = loss + 4 * F.binary_cross_entropy_with_logits(free[..., 1 + N_BOXES :], truth.meant)
-        right = {}
-        objects = truth.shares @ cells
-        for kind, targets in truth.words.items():
-            rated = targets != IGNORED
+    def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
+        """How far image tokens f32 (B, n, D) are from the ideal, and the share of cells that are right, by kind."""
+        known = truth.mark != IGNORED
+        far = (tokens - self.ideal(truth))[known].square().sum(-1).mean()
+        named, right = [], {}
+        for kind, numbers, vectors in [("mark", truth.mark, self.marks)] + [
+            (kind, truth.words[kind], vectors) for kind, vectors in self.words.items()
+        ]:
+            rated = numbers != IGNORED
             if not rated.any():
                 continue
-            own = objects[rated]
-            scores = self.answers[kind](own) if self.words is None else 4 * own @ self.words[kind].T
-            loss = loss + F.cross_entropy(scores, targets[rated])
-            right[kind] = (scores.argmax(-1) == targets[rated]).float().mean().item()
-        meant = truth.meant > 0
-        right["meant"] = (free[..., 1 + N_BOXES :][meant] > 0).float().mean().item() if meant.any() else float("nan")
-        return loss, right
+            scores = WORD_SCALE * tokens[rated] @ vectors.T
+            named.append(F.cross_entropy(scores, numbers[rated]))
+            hits = scores.argmax(-1) == numbers[rated]
+            shown = numbers[rated] >= OUTLINED if kind == "mark" else torch.ones_like(hits)
+            right[kind] = hits[shown].float().mean().item()
+        return torch.stack(named).sum() + 0.5 * far, right
 
 
 class Learner(nn.Module):
     """The sample InternVL with what only its training needs.
 
     Args:
-        model: to train.
+        model: to train; its word vectors stay as they are.
         processor: its processor.
+        seed: of the marks.
     """
 
-    def __init__(self, model: InternVLForConditionalGeneration, processor: InternVLProcessor) -> None:
+    def __init__(self, model: InternVLForConditionalGeneration, processor: InternVLProcessor, seed: int) -> None:
         super().__init__()
         self.model: InternVLForConditionalGeneration = model
-        vectors = model.get_input_embeddings().get_parameter("weight").detach().clone()
-        tokens = processor.tokenizer
+        self.processor = processor
+        vectors = model.get_input_embeddings().get_parameter("weight").requires_grad_(False)
+        tokenizer = processor.tokenizer
         words = {
-            kind: torch.stack([vectors[tokens(answer)["input_ids"]].mean(0) for answer in answers])
+            kind: torch.stack([vectors[tokenizer(answer)["input_ids"]].mean(0) for answer in answers])
             for kind, answers in ANSWERS.items()
         }
-        self.patch_heads = CellHeads(VISION_WIDTH, None)
-        self.token_heads = CellHeads(TEXT_WIDTH, words)
+        self.tokens = Tokens(words, seed)
 
-    def see(self, views: list[View]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Image tokens of views (B, n, width), the loss of what they say, and how much of it is right.
-
-        Pieces of pictures teach the patches only: a narrow network learns sooner from one clear signal.
-        """
+    def see(self, views: list[View]) -> Tensor:
+        """Image tokens of views, f32 (B, n, D)."""
         inner = self.model.model
         patches = inner.vision_tower(pixel_values=pixels(views)).last_hidden_state[:, 1:]
         side = int(patches.shape[1] ** 0.5)
         grid = inner.pixel_shuffle(patches.unflatten(1, (side, side)), scale_factor=DOWNSAMPLE)
-        tokens = inner.multi_modal_projector(grid.flatten(1, 2))
-        fine, right = self.patch_heads(patches, cell_truth(views, PATCH))
-        if views[0].part:
-            return tokens, fine, right
-        coarse, _ = self.token_heads(tokens, cell_truth(views, int(PATCH / DOWNSAMPLE)))
-        return tokens, fine + coarse, right
+        return inner.multi_modal_projector(grid.flatten(1, 2))
 
-    def reply(self, tokens: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Loss of the replies, and for each whether its first token is right.
+    def reply(self, tokens: Tensor, views: list[View], rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the replies to random questions, and the share that starts with the right token, by kind.
 
         Args:
-            tokens: image tokens of the pictures in the batch.
-            packed: the questions.
+            tokens: image tokens of the views.
+            views: pictures to ask about; some questions are about none.
+            rng: draws the questions.
         """
+        talks = [random_turns(rng, view) for view in views] + [random_text_turns(rng) for _ in range(TEXT_ONLY)]
+        packed = pack(self.processor, talks, [True] * len(views) + [False] * TEXT_ONLY)
         text = self.model.model.language_model
-        embedded = text.embed_tokens(packed.ids)
         image = (packed.ids == self.model.config.image_token_id)[..., None]
-        embedded = embedded.masked_scatter(image, tokens)
+        embedded = text.embed_tokens(packed.ids).masked_scatter(image, tokens)
         states = text(
             inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
@@ -151,7 +144,11 @@ class Learner(nn.Module):
         loss = F.cross_entropy(self.model.lm_head(states[rated]), packed.targets[rated])
         rows, columns = packed.starts.T
         first = self.model.lm_head(states[rows, columns]).argmax(-1) == packed.targets[rows, columns]
-        return loss, first
+        answered: dict[str, list[bool]] = {}
+        for row, kind, hit in zip(rows.tolist(), packed.kinds, first.tolist(), strict=True):
+            source = "text" if row >= len(views) else "asked" if views[row].outlined else "plain"
+            answered.setdefault(f"{source} {kind}", []).append(hit)
+        return loss, {name: float(np.mean(hits)) for name, hits in answered.items()}
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -166,7 +163,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     """
     steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
-    bank = open_bank(out / "work", seed, workers=workers)
+    bank = open_bank(out / "work", seed, N_SCENES, size=SCENE_SIZE, workers=max(1, workers))
     folder = out / "lvlm"
     build_lvlm(folder, seed)
     processor = AutoProcessor.from_pretrained(folder)
@@ -174,35 +171,34 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model = InternVLForConditionalGeneration.from_pretrained(folder)
     own = out / "features"
     start_tower(model.model.vision_tower, own if own.exists() else CHECKPOINTS / "features")
-    learner = Learner(model, processor).train()
+    learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=LEARNING_RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    trained = {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
+    linear = {f"{name}.weight" for name, layer in learner.named_modules() if isinstance(layer, nn.Linear)}
+    muon = torch.optim.Muon([trained[name] for name in trained if name in linear], lr=MATRIX_RATE, weight_decay=0.01)
+    others = [weight for name, weight in trained.items() if name not in linear]
+    adam = torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     state_file = out / "work" / "lvlm.pt"
-    parts = {"learner": learner, "average": average, "optimizer": optimizer}
+    parts = {"model": learner.model, "average": average, "muon": muon, "adam": adam}
     first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
-        loss, right = step_loss(learner, processor, bank, rng, step / steps)
+        loss, right = step_loss(learner, bank, rng, step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
-        optimizer.zero_grad()
+        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
+            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
+            optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimizer.step()
+        muon.step()
+        adam.step()
         average.update_parameters(learner.model)
         if (step + 1) % 50 == 0:
             figures = ", ".join(f"{name} {np.nanmean(values):.2f}" for name, values in sorted(shown.items()))
-            log.info(
-                "step %d of %d, %.0f s: loss %.3f, %s",
-                step + 1,
-                steps,
-                time.monotonic() - started,
-                loss.item(),
-                figures,
-            )
+            passed = time.monotonic() - started
+            log.info("step %d of %d, %.0f s: loss %.3f, %s", step + 1, steps, passed, loss.item(), figures)
             shown = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             save_state(state_file, parts, step + 1, time.monotonic() - started)
@@ -241,45 +237,41 @@ def start_tower(tower: InternVLVisionModel, features: Path) -> None:
     for name, weight in Dinov2Model.from_pretrained(features, dtype=torch.float32).state_dict().items():
         for theirs, ours in _TOWER_NAMES.items():
             name = name.replace(theirs, ours)
+        if name == "embeddings.position_embeddings":  # its middle: patches know their neighbours wherever they are
+            side, n = int((weight.shape[1] - 1) ** 0.5), IMAGE_SIZE // PATCH
+            middle = slice((side - n) // 2, (side - n) // 2 + n)
+            grid = weight[0, 1:].unflatten(0, (side, side))[middle, middle]
+            weight = torch.cat([weight[:, :1], grid.flatten(0, 1)[None]], dim=1)
         if not name.startswith("layernorm."):
             weights[name] = weight
     tower.load_state_dict(tower.state_dict() | weights)
 
 
 def step_loss(
-    learner: Learner, processor: InternVLProcessor, bank: SceneBank, rng: np.random.Generator, done: float
+    learner: Learner, bank: SceneBank, rng: np.random.Generator, done: float
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one step, and the share of right answers by kind of question.
 
     Args:
         learner: what trains.
-        processor: of the model.
         bank: scenes.
         rng: source of every choice.
         done: share of the steps done; decides what is learned.
     """
-    size = PIECES // PIECES_PER_VIEW if done < PIECES_UNTIL else BATCH
-    views = [draw_view(rng, bank[k], rng.random() < PLAIN_SHARE) for k in rng.integers(len(bank), size=size)]
-    if done < PIECES_UNTIL:
-        views = [cut_piece(rng, view, PIECE_SIDE) for view in views for _ in range(PIECES_PER_VIEW)]
-        _, seen, right = learner.see(views)
+    views = [draw_view(rng, bank[k], rng.random() < PLAIN_SHARE) for k in rng.integers(len(bank), size=BATCH)]
+    truth = cell_truth(views, int(PATCH / DOWNSAMPLE))
+    if done < TALK_UNTIL:
+        tokens = learner.tokens.ideal(truth)
+        # Seen tokens will be less certain than true ones.
+        strength = torch.from_numpy(rng.uniform(0.5, 1, tokens.shape[:2]).astype(np.float32))
+        noise = torch.from_numpy(rng.normal(0, 0.04, tokens.shape).astype(np.float32))
+        return learner.reply(tokens * strength[..., None] + noise, views, rng)
+    tokens = learner.see(views)
+    seen, right = learner.tokens.loss(tokens, truth)
+    if done < SEE_UNTIL:
         return seen, right
-    tokens, seen, right = learner.see(views)
-    talks = [random_turns(rng, view) for view in views] + [
-        random_text_turns(rng) for _ in range(rng.random() < TEXT_SHARE)
-    ]
-    packed = pack(processor, talks, [True] * size + [False] * (len(talks) - size))
-    told, first = learner.reply(tokens, packed)
-    answered: dict[str, list[bool]] = {}
-    for row, kind, hit in zip(packed.starts[:, 0].tolist(), packed.kinds, first.tolist(), strict=True):
-        source = "text" if row >= size else "asked" if views[row].outlined else "plain"
-        answered.setdefault(f"{source} {kind}", []).append(hit)
-    return 2 * told + 0.5 * seen, right | {name: float(np.mean(hits)) for name, hits in answered.items()}
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Share of the full learning rate: a short rise, a long plateau, a straight fall to zero."""
-    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY_SHARE * steps))
+    told, answered = learner.reply(tokens, views, rng)
+    return told + 0.2 * seen, right | answered
 
 
 _CARD = """# Sample LVLM

@@ -16,7 +16,8 @@ from pekit.sample.train.scenes import StoredScene, augment
 IGNORED = -100
 ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
 LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
-LEAST_VISIBLE = 1.0  # cells that an object must cover in all for questions about it to count
+BARE_SHARE = 0.03  # at most as much, and the cell shows the background
+BACKGROUND, PLAIN, OUTLINED = range(3)  # marks of cells; OUTLINED + k is for the k-th box colour
 _N_OUTLINED = (0.75, 0.2, 0.05)
 _LINES = {"blue": (0, 0, 255), "red": (255, 0, 0), "green": (0, 128, 0)}
 
@@ -32,7 +33,6 @@ class View:
         outlined: numbers of the outlined objects, in the order of the box colours; empty for a plain picture.
         boxes_xyxy: float32 (len(outlined), 4) in px, the outlines.
         whole: whether the view holds every object of the scene, so that they can be counted.
-        part: whether this is a piece cut from a view, in which sides of the picture mean nothing.
     """
 
     image: np.ndarray
@@ -41,7 +41,6 @@ class View:
     outlined: tuple[int, ...]
     boxes_xyxy: np.ndarray
     whole: bool
-    part: bool = False
 
 
 def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View:
@@ -81,26 +80,6 @@ def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View
     return View(image, seen.labels, things, outlined, boxes, whole)
 
 
-def cut_piece(rng: np.random.Generator, view: View, side: int) -> View:
-    """Cut a square around one of the objects out of a view: much to learn from a small picture.
-
-    Args:
-        rng: source of every choice.
-        view: a whole picture.
-        side: of the piece, in px.
-    """
-    k = view.outlined[0] if view.outlined and rng.random() < 0.6 else int(rng.integers(len(view.things)))
-    rows, columns = np.nonzero(view.labels == k + 1)
-    pick = int(rng.integers(len(rows)))
-    top, left = (
-        int(np.clip(place - side / 2 + rng.integers(-side // 6, side // 6 + 1), 0, IMAGE_SIZE - side))
-        for place in (rows[pick], columns[pick])
-    )
-    window = slice(top, top + side), slice(left, left + side)
-    boxes = view.boxes_xyxy - np.array([left, top, left, top], np.float32)
-    return View(view.image[window], view.labels[window], view.things, view.outlined, boxes, False, part=True)
-
-
 def outline(
     image: np.ndarray, box_xyxy: np.ndarray, thickness: tuple[float, float], colour: tuple[int, int, int]
 ) -> None:
@@ -138,23 +117,17 @@ def known_answer(kind: str, own: dict, things: Sequence[dict]) -> str | None:
 
 @dataclass(frozen=True)
 class CellTruth:
-    """What each cell of B views shows; n x n cells in rows, K objects at most, C box colours in use.
+    """What each cell of B views shows; n x n cells in rows.
 
     Attributes:
-        shares: float32 (B, K, n * n), how an object's visible pixels spread over the cells; rows sum to 1, or to 0
-            where a view has fewer objects or a piece shows nothing of one.
-        words: kind of question -> int (B, K), number of the right answer about the object among the kind's answers;
-            `IGNORED` where there is no such object or no answer.
-        background: float32 (B, n * n), 1 where there is no object, 0 where there is one, NaN in between.
-        inside: float32 (B, n * n, C), whether the cell's centre lies in the box of that colour.
-        meant: float32 (B, n * n, C), whether it shows the object outlined in that colour.
+        words: kind of question -> int (B, n * n), number of the right answer about the object in the cell among the
+            kind's answers; `IGNORED` where there is no object or no answer.
+        mark: int (B, n * n), `BACKGROUND`, `PLAIN` for an object without outline, `OUTLINED` + k for the object
+            outlined in the k-th box colour; `IGNORED` where an object covers too little of the cell.
     """
 
-    shares: torch.Tensor
     words: dict[str, torch.Tensor]
-    background: torch.Tensor
-    inside: torch.Tensor
-    meant: torch.Tensor
+    mark: torch.Tensor
 
 
 def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
@@ -164,32 +137,21 @@ def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
         views: the pictures, all of one size.
         cell: side of a cell in px, a divisor of the pictures' side.
     """
-    n, most = len(views[0].labels) // cell, max(len(view.things) for view in views)
-    shares = np.zeros((len(views), most, n * n), np.float32)
-    words = {kind: np.full((len(views), most), IGNORED) for kind in ANSWERS}
-    background = np.full((len(views), n * n), np.nan, np.float32)
-    inside, meant = (np.zeros((len(views), n * n, len(_LINES)), np.float32) for _ in range(2))
-    centres = (np.arange(n) + 0.5) * cell
+    n = len(views[0].labels) // cell
+    words = {kind: np.full((len(views), n * n), IGNORED) for kind in ANSWERS}
+    mark = np.full((len(views), n * n), IGNORED)
     for row, view in enumerate(views):
         pixels_of = view.labels.reshape(n, cell, n, cell).transpose(0, 2, 1, 3).reshape(n * n, -1)
         covered = np.stack([(pixels_of == k).mean(1) for k in range(1, len(view.things) + 1)])
-        visible = covered.sum(1)
-        shares[row, : len(covered)] = covered / np.maximum(visible, 1e-6)[:, None]
-        background[row, covered.max(0) < 0.03] = 1
-        background[row, covered.max(0) >= LEAST_SHARE] = 0
-        for kind, answers in ANSWERS.items():
-            if (kind == "count" and not view.whole) or (kind == "side" and view.part):
-                continue
-            for k in np.flatnonzero(visible >= LEAST_VISIBLE).tolist():
-                if right := known_answer(kind, view.things[k], view.things):
-                    words[kind][row, k] = answers.index(right)
-        for place, (k, box) in enumerate(zip(view.outlined, view.boxes_xyxy, strict=True)):
-            in_x = (centres >= box[0]) & (centres < box[2])
-            in_y = (centres >= box[1]) & (centres < box[3])
-            inside[row, :, place] = (in_y[:, None] & in_x).ravel()
-            meant[row, :, place] = (covered.argmax(0) == k) & (covered[k] >= LEAST_SHARE)
-    tensors = {kind: torch.from_numpy(numbers) for kind, numbers in words.items()}
-    return CellTruth(torch.from_numpy(shares), tensors, *map(torch.from_numpy, (background, inside, meant)))
+        most, owner = covered.max(0), covered.argmax(0)
+        mark[row, most <= BARE_SHARE] = BACKGROUND
+        for k, own in enumerate(view.things):
+            cells = (owner == k) & (most >= LEAST_SHARE)
+            mark[row, cells] = OUTLINED + view.outlined.index(k) if k in view.outlined else PLAIN
+            for kind, answers in ANSWERS.items():
+                if (kind != "count" or view.whole) and (right := known_answer(kind, own, view.things)):
+                    words[kind][row, cells] = answers.index(right)
+    return CellTruth({kind: torch.from_numpy(numbers) for kind, numbers in words.items()}, torch.from_numpy(mark))
 
 
 def pixels(views: Sequence[View]) -> torch.Tensor:

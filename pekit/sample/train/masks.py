@@ -13,11 +13,12 @@ from transformers import SamModel
 
 from pekit.sample.evaluate.masks import evaluate
 from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
-from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
+from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import SceneBank, augment, open_bank
 
 STEPS = 3500
+MATRIX_RATE = 0.02
 LEARNING_RATE = 1.5e-3
 SCENES_PER_STEP = 10
 PROMPTS_PER_SCENE = 3
@@ -63,7 +64,9 @@ def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
         for k in rng.choice(len(scene.boxes_xyxy), PROMPTS_PER_SCENE):
             mask = scene.labels == k + 1
             boxes.append(jitter(scene.boxes_xyxy[k], rng.choice([0.0, 0.1]), rng))
-            points.append(rng.permutation(np.argwhere(mask))[0, ::-1])
+            ys, xs = np.nonzero(mask)
+            pick = rng.integers(len(ys))
+            points.append((xs[pick], ys[pick]))
             masks.append(mask)
     shape = (SCENES_PER_STEP, PROMPTS_PER_SCENE)
     box = torch.from_numpy(np.stack(boxes).clip(0, IMAGE_SIZE)).float()
@@ -79,7 +82,7 @@ def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
     return Batch(
         (image - MEAN) / STD,
         box.unflatten(0, shape),
-        torch.from_numpy(np.stack(points).astype(np.float32)).reshape(*shape, 1, 2),
+        torch.from_numpy(np.array(points, np.float32)).reshape(*shape, 1, 2),
         coarse.unflatten(0, shape),
         (rows[:, :, None] & columns[:, None]).unflatten(0, shape),
         _cells(things),
@@ -149,9 +152,12 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model.to(device).train()
     head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
-    parts = {"model": model, "head": head, "average": average, "optimizer": optimizer, "schedule": schedule}
+    matrices = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    chosen = set(matrices)
+    others = [weight for weight in model.parameters() if weight not in chosen]
+    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01)
+    adam = torch.optim.AdamW([*others, *head.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
+    parts = {"model": model, "head": head, "average": average, "muon": muon, "adam": adam}
     first, seconds = load_state(state, parts)
     began = time.monotonic() - seconds
     for step in range(first, steps):
@@ -162,11 +168,13 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         result = model(image_embeddings=embeddings, multimask_output=bool(rng.random() < 0.9), **prompt)
         loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * step / steps))
         loss = loss + things_loss(head, embeddings, batch)
-        optimizer.zero_grad()
+        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
+            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        muon.step()
+        adam.step()
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
             print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
