@@ -20,6 +20,17 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 WORDS = ("object", "my", "red", "mug")
+# Model set -> Swin of Grounding DINO, DINOv2
+SIZES: dict[str, tuple[dict, dict]] = {
+    "paper": (
+        {"image_size": 384, "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
+    "small": (
+        {"image_size": 224, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
+        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    ),
+}
 
 
 def _tokenizer() -> BertTokenizer:
@@ -28,30 +39,28 @@ def _tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={fixed.get(i, f"[unused{i}]"): i for i in range(30522)})
 
 
-def build(folder: Path, roles: tuple[str, ...] = ("grounding", "features"), seed: int = 0) -> Path:
-    """Write grounding-dino-base, dinov2-large and, where asked for, sam-vit-base with random weights.
+def build(
+    folder: Path, roles: tuple[str, ...] = ("grounding", "features"), seed: int = 0, models: str = "paper"
+) -> Path:
+    """Write Grounding DINO, DINOv2 and, where asked for, sam-vit-base of a model set's sizes with random weights.
 
     Args:
         folder: gets grounding/, features/ and masks/, as ``--models FOLDER`` reads them; what is there is kept.
         roles: which of them.
         seed: of the weights.
+        models: "paper" (grounding-dino-base, dinov2-large) or "small" (grounding-dino-tiny, dinov2-base).
     """
     torch.manual_seed(seed)
+    swin, dino = SIZES[models]
     if "grounding" in roles and not (folder / "grounding").exists():
-        backbone = SwinConfig(
-            image_size=384, embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32], window_size=12,
-            out_indices=[2, 3, 4],
-        )  # fmt: skip
+        backbone = SwinConfig(**swin, out_indices=[2, 3, 4])
         GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone)).save_pretrained(
             folder / "grounding"
         )
         GroundingDinoImageProcessorPil().save_pretrained(folder / "grounding")
         _tokenizer().save_pretrained(folder / "grounding")
     if "features" in roles and not (folder / "features").exists():
-        large = Dinov2Config(
-            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14
-        )
-        Dinov2Model(large).save_pretrained(folder / "features")
+        Dinov2Model(Dinov2Config(**dino, image_size=518, patch_size=14)).save_pretrained(folder / "features")
         BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(
             folder / "features"
         )

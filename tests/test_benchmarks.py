@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, write_yollava
+from transformers import Dinov2Config, Dinov2Model
 
 TOY = {
     "recognition": ("--proposals", "20", "--concepts", "3", "--views", "2", "--width", "16"),
@@ -43,6 +44,22 @@ def test_runs_at_toy_size(name: str, run: Callable[..., dict]) -> None:
 def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]) -> None:
     options = ("--photos", "2", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
     assert set(run("extraction", *options)["medians"]) == {"bare passes", "extraction", "detection"}
+
+
+def test_bare_passes_by_setting(models: Path, run: Callable[..., dict]) -> None:
+    found = run("passes", "--paper", str(models), "--small", str(models))
+    assert found["base"] == "DINOv2: paper, float32" and len(found["medians"]) == 4
+
+
+def test_sizes_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    sizes = importlib.import_module("benchmarks.published").SIZES
+    with torch.device("meta"):
+        counts = {
+            which: Dinov2Model(Dinov2Config(**dino, image_size=518, patch_size=14)).num_parameters()
+            for which, (_, dino) in sizes.items()
+        }
+    assert counts == {"paper": 304_368_640, "small": 86_580_480}  # of the checkpoints on the hub
 
 
 def test_processes_against_one(models: Path, run: Callable[..., dict], tmp_path: Path) -> None:

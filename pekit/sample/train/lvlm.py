@@ -7,6 +7,7 @@ vision tower, which starts as the sample DINOv2, learns to make them from pixels
 """
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from pekit.sample.train.scenes import SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 4000
+STEPS = 3200
 TALK_UNTIL, SEE_UNTIL = 0.15, 0.6  # shares of the steps
 BATCH = 8
 TEXT_ONLY = 2  # rows of text-only questions to a step
@@ -169,8 +170,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     processor = AutoProcessor.from_pretrained(folder)
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration.from_pretrained(folder)
-    own = out / "features"
-    start_tower(model.model.vision_tower, own if own.exists() else CHECKPOINTS / "features")
+    features = out / "features" if (out / "features").exists() else CHECKPOINTS / "features"
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     trained = {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
@@ -185,6 +185,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     shown: dict[str, list[float]] = {}
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
+        if step == math.ceil(TALK_UNTIL * steps):
+            start_tower(model.model.vision_tower, features)
         loss, right = step_loss(learner, bank, rng, step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
