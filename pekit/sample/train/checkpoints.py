@@ -3,16 +3,14 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-
-def rate(progress: float) -> float:
-    """Share of the full learning rate: a short rise, a plateau, a straight fall to zero."""
-    return min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.5)
+from pekit.sample.evaluate import Row
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
@@ -58,6 +56,25 @@ def halve(folder: Path) -> None:
     """
     path = folder / "model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def release(folder: Path, model: str, rows: Sequence[Row], card: str, steps: int, seed: int, seconds: float) -> None:
+    """Writes the training record and the model card of a trained model, and shows its figures.
+
+    Args:
+        folder: model folder.
+        model: its name on the command line.
+        rows: measured on scenes and instances never trained on.
+        card: Markdown with places for {table}, {minutes}, {seed} and {steps}.
+        steps: optimiser steps done.
+        seed: of the run.
+        seconds: training time.
+    """
+    write_record(folder, model, steps, seed, seconds, {row.asked: round(row.value, 4) for row in rows})
+    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
+    (folder / "README.md").write_text(card.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
+    for row in rows:
+        print(f"{row.asked}: {row.value:.3f} ({row.bound_text})")
 
 
 def write_record(folder: Path, model: str, steps: int, seed: int, seconds: float, figures: dict[str, float]) -> None:

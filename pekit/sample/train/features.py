@@ -22,19 +22,20 @@ from transformers import Dinov2Model
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
-from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
-from pekit.sample.train.groups import Group, groups
+from pekit.sample.train.checkpoints import halve, load_state, release, save_state
+from pekit.sample.train.groups import Group, groups, pair_of
+from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions, tight_box
+from pekit.sample.train.scenes import DETAILED, N_DETAILED, open_bank
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
-STEPS = 6000
-MATRIX_RATE = 0.02
-LEARNING_RATE = 2e-3
+STEPS = 5000
 THRESHOLD = 0.75
 PULL_MARGIN = 0.08
 PUSH_MARGIN = 0.2
 TEMPERATURE = 0.07
 GROUPS_KEPT = 500
+PAIRS_SHARE = 0.6  # of the steps see many instances, of which two scenes each; the others few, often and confusable
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -262,32 +263,28 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model.to(device).train()
     head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS))).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    matrices = [weight for name, weight in model.named_parameters() if "encoder" in name and weight.ndim == 2]
-    others = [weight for name, weight in model.named_parameters() if "encoder" not in name or weight.ndim != 2]
-    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01)
-    adam = torch.optim.AdamW([*others, *head.parameters()], lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    parts = {"model": model, "head": head, "average": average, "muon": muon, "adam": adam}
+    optimisers = Optimisers(model, head.parameters())
+    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     first, seconds = load_state(state, parts)
-    drawn = groups(seed, first // 3, workers)
+    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
+    drawn = groups(seed, first // 4, workers)
     kept: list[Group] = []
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
-        if step % 3 == 0 or not kept:
+        if step % 4 == 0 or not kept:
             kept = [*kept[-GROUPS_KEPT:], next(drawn)]
         size, reach, count = stage(step / steps, rng)
-        chosen = [kept[-1], *(kept[k] for k in rng.permutation(len(kept) - 1)[: count - 1])]
-        batch = make_batch(chosen if count > 1 else [kept[rng.integers(len(kept))]], size, reach, rng).to(device)
+        if rng.random() < PAIRS_SHARE:
+            chosen = [pair_of(bank, int(k)) for k in rng.choice(len(bank) // 2, 4 * count, replace=False)]
+        else:
+            chosen = [kept[k] for k in rng.permutation(len(kept))[:count]]
+        batch = make_batch(chosen, size, reach, rng).to(device)
         tokens = patch_tokens(cast(Dinov2Model, model), batch)
         means = region_means(tokens, batch)
         named = looks_loss(head, tokens, means, batch)
         loss = region_loss(F.normalize(means, dim=-1), batch) + named
-        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
-            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
-            optimizer.zero_grad()
-        loss.backward()
-        muon.step()
-        adam.step()
+        optimisers.step(loss, step / steps)
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
             losses = f"loss {loss.item():.3f}, of which looks {named.item():.3f}"
@@ -296,22 +293,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             save_state(state, parts, step + 1, time.monotonic() - began)
             cast(Dinov2Model, average.module).save_pretrained(folder)
             halve(folder)
-    release(folder, steps, seed, time.monotonic() - began)
-
-
-def release(folder: Path, steps: int, seed: int, seconds: float) -> None:
-    """Measures the trained model and writes its training record and model card.
-
-    Args:
-        folder: model folder.
-        steps: optimiser steps done.
-        seed: of the run.
-        seconds: training time.
-    """
-    rows = evaluate(folder)
-    write_record(folder, "features", steps, seed, seconds, {row.asked: round(row.value, 4) for row in rows})
-    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(CARD.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
+    release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
 
 
 CARD = """# Sample DINOv2

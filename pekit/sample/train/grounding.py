@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import box_convert
-from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers import GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
 from pekit.sample.models.grounding import SIDE, build_model, build_processor
-from pekit.sample.train.checkpoints import halve, load_state, save_state, write_record
+from pekit.sample.train.checkpoints import halve, load_state, release, save_state
 from pekit.sample.train.grounding_loss import Targets, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
 from pekit.sample.train.scenes import StoredScene, augment, open_bank
@@ -73,7 +73,11 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             save_state(state_file, parts, step + 1, time.monotonic() - started)
     averaged = build_model(seed)
     averaged.load_state_dict(average.module.state_dict())
-    release(out / "grounding", averaged, steps, seed, time.monotonic() - started)
+    folder = out / "grounding"
+    averaged.save_pretrained(folder)
+    halve(folder)
+    build_processor().save_pretrained(folder)
+    release(folder, "grounding", evaluate(folder), _CARD, steps, seed, time.monotonic() - started)
 
 
 def make_batch(
@@ -114,27 +118,6 @@ def make_batch(
     phrase_of_token[torch.isin(tokens["input_ids"], outside)] = n_phrases
     targets = Targets(*(tensor.to(device) for tensor in (boxes, meant, phrases, phrase_of_token)))
     return (pixels - mean) / deviation, {name: ids.to(device) for name, ids in tokens.items()}, targets
-
-
-def release(folder: Path, model: GroundingDinoForObjectDetection, steps: int, seed: int, seconds: float) -> None:
-    """Writes the model folder: half-precision weights, processor, training record and model card.
-
-    Args:
-        folder: to write to.
-        model: with the averaged weights.
-        steps: optimiser steps done.
-        seed: of the run.
-        seconds: training time.
-    """
-    model.save_pretrained(folder)
-    halve(folder)
-    build_processor().save_pretrained(folder)
-    rows = evaluate(folder)
-    write_record(folder, "grounding", steps, seed, seconds, {row.asked: round(row.value, 3) for row in rows})
-    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(_CARD.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
-    for row in rows:
-        log.info("%s: %.3f (%s)", row.asked, row.value, row.bound_text)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
+from pekit.sample.train.scenes import SceneBank
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,23 @@ def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_sc
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     areas = np.stack([np.bincount(label.ravel(), minlength=256) for label in labels])
     return Group(pixels, torch.from_numpy(np.stack(labels)), areas, tuple(instances))
+
+
+def pair_of(bank: SceneBank, number: int) -> Group:
+    """Scenes 2k and 2k + 1 of a bank, which show the same main instance, as a group.
+
+    Args:
+        bank: its scenes are square.
+        number: k.
+    """
+    scenes = [bank[2 * number], bank[2 * number + 1]]
+    first, second = scenes[0].instances, scenes[1].instances[1:]
+    shift = np.arange(256, dtype=np.uint8)
+    shift[2 : 2 + len(second)] += len(first) - 1  # their main instance is the same; the others are further ones
+    labels = np.stack([scenes[0].labels, shift[scenes[1].labels]])
+    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
+    areas = np.stack([np.bincount(label.ravel(), minlength=256) for label in labels])
+    return Group(pixels, torch.from_numpy(labels), areas, (*first, *second))
 
 
 def repaint(rng: np.random.Generator, instance: Instance) -> Instance:

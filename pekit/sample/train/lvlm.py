@@ -27,10 +27,11 @@ from transformers import (
 from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
+from pekit.sample.train.checkpoints import halve, load_state, release, save_state
 from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, OUTLINED, CellTruth, View, cell_truth, draw_view, pixels
-from pekit.sample.train.scenes import SceneBank, open_bank
+from pekit.sample.train.optimisers import Optimisers
+from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ TALK_UNTIL, SEE_UNTIL = 0.15, 0.6  # shares of the steps
 BATCH = 8
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.1  # pictures without outlines
-N_SCENES, SCENE_SIZE = 6000, 320
-MATRIX_RATE = 0.02
-LEARNING_RATE = 2e-3
 EMA = 0.995
 SAVE_EVERY = 200
 WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
@@ -164,7 +162,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     """
     steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
-    bank = open_bank(out / "work", seed, N_SCENES, size=SCENE_SIZE, workers=max(1, workers))
+    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     folder = out / "lvlm"
     build_lvlm(folder, seed)
     processor = AutoProcessor.from_pretrained(folder)
@@ -173,13 +171,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     features = out / "features" if (out / "features").exists() else CHECKPOINTS / "features"
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    trained = {name: weight for name, weight in learner.named_parameters() if weight.requires_grad}
-    linear = {f"{name}.weight" for name, layer in learner.named_modules() if isinstance(layer, nn.Linear)}
-    muon = torch.optim.Muon([trained[name] for name in trained if name in linear], lr=MATRIX_RATE, weight_decay=0.01)
-    others = [weight for name, weight in trained.items() if name not in linear]
-    adam = torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimisers = Optimisers(learner)
     state_file = out / "work" / "lvlm.pt"
-    parts = {"model": learner.model, "average": average, "muon": muon, "adam": adam}
+    parts = {"model": learner.model, "average": average, **optimisers.parts}
     first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
@@ -190,12 +184,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         loss, right = step_loss(learner, bank, rng, step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
-        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
-            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
-            optimizer.zero_grad()
-        loss.backward()
-        muon.step()
-        adam.step()
+        optimisers.step(loss, step / steps)
         average.update_parameters(learner.model)
         if (step + 1) % 50 == 0:
             figures = ", ".join(f"{name} {np.nanmean(values):.2f}" for name, values in sorted(shown.items()))
@@ -205,27 +194,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             save_state(state_file, parts, step + 1, time.monotonic() - started)
     learner.model.load_state_dict(average.module.state_dict())
-    release(folder, learner.model, steps, seed, time.monotonic() - started)
-
-
-def release(folder: Path, model: InternVLForConditionalGeneration, steps: int, seed: int, seconds: float) -> None:
-    """Writes the model folder: half-precision weights, training record and model card beside the processor.
-
-    Args:
-        folder: of the untrained model, with its processor.
-        model: with the averaged weights.
-        steps: optimiser steps done.
-        seed: of the run.
-        seconds: training time.
-    """
-    model.save_pretrained(folder)
+    learner.model.save_pretrained(folder)
     halve(folder)
-    rows = evaluate(folder)
-    write_record(folder, "lvlm", steps, seed, seconds, {row.asked: round(row.value, 3) for row in rows})
-    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} | {row.n} |" for row in rows)
-    (folder / "README.md").write_text(_CARD.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
-    for row in rows:
-        log.info("%s: %.3f (%s)", row.asked, row.value, row.bound_text)
+    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - started)
 
 
 def start_tower(tower: InternVLVisionModel, features: Path) -> None:
@@ -289,8 +260,8 @@ about colour, pattern, kind, side of the picture or number of its kind and, wher
 its letter ("B.red"). It knows nothing of photographs. Which of two options is right of the outlined object, on
 instances it never saw, with outlines and prompts as `vqa.py` makes them:
 
-| asked of it | figure | wanted | questions |
-|---|---|---|---|
+| asked of it | figure | wanted |
+|---|---|---|
 {table}
 
 Half of the letters are right by chance: figures near 0.5 mean that nothing was learned of the picture, and the last

@@ -13,12 +13,12 @@ from transformers import SamModel
 
 from pekit.sample.evaluate.masks import evaluate
 from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
-from pekit.sample.train.checkpoints import halve, load_state, rate, save_state, write_record
+from pekit.sample.train.checkpoints import halve, load_state, release, save_state
+from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import SceneBank, augment, open_bank
 
-STEPS = 3500
-MATRIX_RATE = 0.02
+STEPS = 2500
 LEARNING_RATE = 1.5e-3
 SCENES_PER_STEP = 10
 PROMPTS_PER_SCENE = 3
@@ -152,12 +152,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model.to(device).train()
     head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    matrices = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    chosen = set(matrices)
-    others = [weight for weight in model.parameters() if weight not in chosen]
-    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01)
-    adam = torch.optim.AdamW([*others, *head.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
-    parts = {"model": model, "head": head, "average": average, "muon": muon, "adam": adam}
+    optimisers = Optimisers(model, head.parameters(), LEARNING_RATE, betas=(0.9, 0.999), clip=1.0)
+    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     first, seconds = load_state(state, parts)
     began = time.monotonic() - seconds
     for step in range(first, steps):
@@ -168,13 +164,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         result = model(image_embeddings=embeddings, multimask_output=bool(rng.random() < 0.9), **prompt)
         loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * step / steps))
         loss = loss + things_loss(head, embeddings, batch)
-        for optimizer, full in ((muon, MATRIX_RATE), (adam, LEARNING_RATE)):
-            optimizer.param_groups[0]["lr"] = full * rate(step / steps)
-            optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step()
-        adam.step()
+        optimisers.step(loss, step / steps)
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
             print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
@@ -182,22 +172,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             save_state(state, parts, step + 1, time.monotonic() - began)
             cast(SamModel, average.module).save_pretrained(folder)
             halve(folder)
-    release(folder, steps, seed, time.monotonic() - began)
-
-
-def release(folder: Path, steps: int, seed: int, seconds: float) -> None:
-    """Measures the trained model and writes its training record and model card.
-
-    Args:
-        folder: model folder.
-        steps: optimiser steps done.
-        seed: of the run.
-        seconds: training time.
-    """
-    rows = evaluate(folder)
-    write_record(folder, "masks", steps, seed, seconds, {row.asked: round(row.value, 4) for row in rows})
-    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(CARD.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
+    release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
 
 
 CARD = """# Sample SAM

@@ -1,0 +1,75 @@
+"""The trainings: optimisers, what a training leaves on disk, and a few real steps of each."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from pekit.sample.evaluate import Row
+from pekit.sample.train.checkpoints import load_state, release
+from pekit.sample.train.optimisers import Optimisers, schedule
+from pekit.sample.train.scenes import open_bank
+
+
+def test_schedule_rises_stays_and_falls() -> None:
+    assert [schedule(progress) for progress in (0, 0.03, 0.3, 0.5, 0.75, 0.99)] == pytest.approx(
+        [0.01, 1, 1, 1, 0.5, 0.02]
+    )
+
+
+def test_each_weight_has_one_optimiser_and_frozen_ones_none() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    model[2].requires_grad_(False)
+    head = torch.nn.Linear(2, 2)
+    optimisers = Optimisers(model, head.parameters())
+    chosen = {name: part.param_groups[0]["params"] for name, part in optimisers.parts.items()}
+    assert [weight is model[1].weight for weight in chosen["muon"]] == [True]
+    assert sorted(map(id, chosen["adam"])) == sorted(
+        id(weight) for weight in (*model[0].parameters(), model[1].bias, *head.parameters())
+    )
+    frozen, picture = model[2].weight.clone(), torch.randn(5, 3, 1, 1)
+    losses = []
+    for _ in range(30):
+        loss = (head(model[1:](model[0](picture).flatten(1))) - 1).square().mean()
+        losses.append(loss.item())
+        optimisers.step(loss, 0.2)
+    assert losses[-1] < 0.2 * losses[0]
+    assert torch.equal(model[2].weight, frozen)
+
+
+def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
+    rows = [Row("SAM", "mean IoU", 0.87654, 0.85, True, 10), Row("SAM", "misses", 0.5, 0.1, False, 10)]
+    release(tmp_path, "masks", rows, "# Card\n{table}\n{minutes} min, {seed}, {steps}\n", 30, 7, 600)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["command"] == "python -m pekit.sample.train masks --out DIR --steps 30 --seed 7"
+    assert (record["minutes"], record["held_out"]) == (10, {"mean IoU": 0.8765, "misses": 0.5})
+    assert (tmp_path / "README.md").read_text() == (
+        "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n10 min, 7, 30\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
+def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module(f"pekit.sample.train.{name}")
+    monkeypatch.setattr(module, "evaluate", lambda folder: [Row(name, "asked", 0.5, 0.5, True, 1)])
+    bank = open_bank(tmp_path / "work", 3, n_scenes=40, size=224, workers=1)
+    monkeypatch.setattr(module, "open_bank", lambda *args, **kwargs: bank)
+    threads = torch.get_num_threads()
+    try:
+        module.train(tmp_path, "cpu", 3, seed=3, workers=0)
+        state = tmp_path / "work" / f"{name}.pt"
+        assert torch.load(state, weights_only=True)["step"] == 3
+        before = AutoModel.from_pretrained(tmp_path / name).state_dict()
+        module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert load_state(state, {})[0] == 5
+    after = AutoModel.from_pretrained(tmp_path / name).state_dict()
+    changed = [key for key, weight in after.items() if not torch.equal(weight, before[key])]
+    assert len(changed) > len(after) / 2
+    record = json.loads((tmp_path / name / "training.json").read_text())
+    assert record["steps"] == 5 and record["held_out"] == {"asked": 0.5}
