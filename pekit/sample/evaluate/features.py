@@ -54,7 +54,7 @@ def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16) -> list[Row]:
 
 def patch_grids(features: PatchFeatures, group: Group) -> list[torch.Tensor]:
     """Patch grids f32 (37, 37, D) of the scenes of a group."""
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in group.images]
+    pictures = [Image.fromarray(image) for image in group.images]
     return [features(features.prepare(picture)[None])[0] for picture in pictures]
 
 
@@ -87,7 +87,7 @@ def pair_marks(drawn: list[Group], grids: list[list[torch.Tensor]], rng: np.rand
     shown: list[tuple[tuple[int, int], Instance]] = []
     found, empty = [], []
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
-        for scene, label in enumerate(group.labels.numpy()):
+        for scene, label in enumerate(group.labels):
             for k in np.flatnonzero(np.bincount(label.ravel())[1:]):
                 unit = describe(grid[scene], [jitter(tight_box(label == k + 1), 0.1, rng)])
                 if len(unit):
@@ -117,11 +117,11 @@ def recognise(
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
         scenes = [scene for scene, label in enumerate(group.labels) if (label == 1).any()][:VIEWS]
         used |= {(number, scene) for scene in scenes}
-        boxes = [jitter(tight_box(group.labels[scene].numpy() == 1), 0.1, rng) for scene in scenes]
+        boxes = [jitter(tight_box(group.labels[scene] == 1), 0.1, rng) for scene in scenes]
         views.append(torch.cat([describe(grid[scene], [box]) for scene, box in zip(scenes, boxes, strict=True)]))
     truth, named = [], []
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
-        for scene, label in enumerate(group.labels.numpy()):
+        for scene, label in enumerate(group.labels):
             if (number, scene) in used:
                 continue
             unit = describe(grid[scene], proposals(label, rng))

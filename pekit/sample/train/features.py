@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Dinov2Model
 
@@ -78,21 +79,19 @@ def make_batch(chosen: list[Group], size: int, reach: float | None, rng: np.rand
         reach: share of a scene's width and height to look at; None looks at single objects from near.
         rng: draws the augmentation and the regions.
     """
-    images = torch.cat([group.images for group in chosen])
-    labels = torch.cat([group.labels for group in chosen])
+    images = [image for group in chosen for image in group.images]
+    labels = [label for group in chosen for label in group.labels]
     starts = np.cumsum([0] + [len(group.instances) for group in chosen])
-    areas = np.concatenate([group.areas for group in chosen])
-    views = [random_view(label, area, reach, rng) for label, area in zip(labels.numpy(), areas, strict=True)]
-    grid = F.affine_grid(torch.from_numpy(np.stack(views)), [len(images), 3, size, size], align_corners=False)
-    pixels = F.grid_sample(images.float() / 255, grid, align_corners=False)
+    views = [random_view(label, reach, rng) for label in labels]
+    pixels = torch.from_numpy(np.stack([look(*each, size, True) for each in zip(images, views, strict=True)]))
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
-    pixels = ((pixels * gain).clamp(0, 1) - MEAN) / STD
-    seen = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte().numpy()
+    pixels = ((pixels.permute(0, 3, 1, 2) / 255 * gain).clamp(0, 1) - MEAN) / STD
+    seen = [look(*each, size, False) for each in zip(labels, views, strict=True)]
     scene, pooling, instance, shows, visible = [], [], [], [], []
     owners = [offset for group, offset in zip(chosen, starts[:-1], strict=True) for _ in group.images]
     for number, (label, offset) in enumerate(zip(seen, owners, strict=True)):
-        scale = abs(np.linalg.det(views[number][:, :2])) * (labels.shape[-1] / size) ** 2
-        left = scale * np.bincount(label.ravel(), minlength=256) / areas[number].clip(min=1)
+        scale = abs(np.linalg.det(views[number][:, :2])) * labels[number].size / label.size
+        left = scale * np.bincount(label.ravel(), minlength=256) / _areas(labels[number]).clip(min=1)
         centres = label[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].ravel().astype(np.int64)
         visible.append(np.where(centres > 0, centres - 1 + offset, -1))
         for region in scene_regions(label, left > 0.6, rng):
@@ -123,12 +122,26 @@ def looks(instance: Instance) -> tuple[int, ...]:
     return tuple(names.index(value) for names, value in zip(LOOKS, values, strict=True))
 
 
-def random_view(label: np.ndarray, areas: np.ndarray, reach: float | None, rng: np.random.Generator) -> np.ndarray:
+def _areas(label: np.ndarray) -> np.ndarray:
+    """About how many pixels each label has: int (256,)."""
+    return 16 * np.bincount(label[::4, ::4].ravel(), minlength=256)
+
+
+def look(image: np.ndarray, view: np.ndarray, size: int, smooth: bool) -> np.ndarray:
+    """What is seen of a picture (H, W, …) in a view (2, 3): uint8 (size, size, …), black beyond its edges."""
+    side = np.array(image.shape[1::-1])[:, None]
+    step = view[:, :2] * side / size
+    first = (1 + view[:, 2:] - view[:, :2].sum(1, keepdims=True)) * side / 2
+    resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    place = np.concatenate([step, first], axis=1).ravel().tolist()
+    return np.asarray(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, place, resampling))
+
+
+def random_view(label: np.ndarray, reach: float | None, rng: np.random.Generator) -> np.ndarray:
     """A way to look at a scene: stretched a little, flipped half the time, at times turned by up to 30°.
 
     Args:
         label: uint8 (H, W), 0 or 1 + number of the visible instance.
-        areas: int (256,), the pixels of each label.
         reach: share of the scene to look at; None looks at one object from so near that it takes up half of the view
             and more.
         rng: draws the view.
@@ -138,7 +151,7 @@ def random_view(label: np.ndarray, areas: np.ndarray, reach: float | None, rng: 
     """
     angle = np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shown = rng.choice(np.flatnonzero(areas[1:]) + 1)
+    shown = rng.choice(np.unique(label[label > 0]))
     box = tight_box(label == shown) / len(label) * 2 - 1
     centre = (box[:2] + box[2:]) / 2
     if reach is None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
@@ -17,15 +16,13 @@ class Group:
     """Scenes that show the same few instances again and again.
 
     Attributes:
-        images: uint8 (S, 3, H, W), squashed to squares.
+        images: uint8 (S, H, W, 3), squashed to squares.
         labels: uint8 (S, H, W); 0 where no object is visible, else 1 + the object's number in the group.
-        areas: int (S, 256), the pixels of each label.
         instances: what the numbers stand for.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    areas: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
     instances: tuple[Instance, ...]
 
 
@@ -55,9 +52,7 @@ def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_sc
             label[thing.mask] = 1 + instances.index(thing.instance)
         images.append(np.asarray(Image.fromarray(scene.image).resize((side, side), Image.Resampling.BILINEAR)))
         labels.append(np.asarray(Image.fromarray(label).resize((side, side), Image.Resampling.NEAREST)))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    areas = np.stack([np.bincount(label.ravel(), minlength=256) for label in labels])
-    return Group(pixels, torch.from_numpy(np.stack(labels)), areas, tuple(instances))
+    return Group(np.stack(images), np.stack(labels), tuple(instances))
 
 
 def pair_of(bank: SceneBank, number: int) -> Group:
@@ -72,9 +67,7 @@ def pair_of(bank: SceneBank, number: int) -> Group:
     shift = np.arange(256, dtype=np.uint8)
     shift[2 : 2 + len(second)] += len(first) - 1  # their main instance is the same; the others are further ones
     labels = np.stack([scenes[0].labels, shift[scenes[1].labels]])
-    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
-    areas = np.stack([np.bincount(label.ravel(), minlength=256) for label in labels])
-    return Group(pixels, torch.from_numpy(labels), areas, (*first, *second))
+    return Group(np.stack([scene.image for scene in scenes]), labels, (*first, *second))
 
 
 def repaint(rng: np.random.Generator, instance: Instance) -> Instance:
