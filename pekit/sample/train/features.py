@@ -252,7 +252,8 @@ def stage(progress: float, rng: np.random.Generator) -> tuple[int, float | None,
     """
     if progress > 0.98:
         return IMAGE_SIZE, 1.0, 1
-    return (126, None, 4) if rng.random() < 0.8 else (266, 266 / IMAGE_SIZE, 1)
+    kind = rng.choice(3, p=(0.45, 0.35, 0.2))
+    return ((126, None, 4), (182, None, 2), (266, 266 / IMAGE_SIZE, 1))[kind]
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
