@@ -30,7 +30,7 @@ from pekit.sample.train.regions import PATCH, scene_regions, tight_box
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, open_bank
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
-STEPS = 5000
+STEPS = 3600
 THRESHOLD = 0.75
 PULL_MARGIN = 0.08
 PUSH_MARGIN = 0.2
