@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +116,59 @@ def test_two_processes_equal_one(data: Path, models: Path, call: Callable) -> No
         assert a["photo"] == b["photo"]
         assert a["similarities"] == pytest.approx(b["similarities"], abs=1e-6)
         assert a["detections"] == b["detections"]
+
+
+def kill_one_of_two(command: list[str], begun: Callable[[], bool]) -> int:
+    """Start a script in two processes, kill the second without warning once work has begun; the exit code of all."""
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=script_environment())
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    try:
+        deadline = time.monotonic() + 120
+        while not begun():
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        ranks = [int(pid) for pid in children.read_text().split()]
+        os.kill(ranks[-1], signal.SIGKILL)
+        return started.wait(timeout=120)
+    finally:
+        started.kill()
+        started.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_a_dead_process_loses_only_its_unfinished_photos(tmp_path: Path, models: Path, call: Callable) -> None:
+    write_yollava(tmp_path / "data", CONCEPTS[:2], train=20, test=20)
+    run = (*options(tmp_path, models), "--num_workers", 0, "--n_training_views", 20)
+    assert_ran(call(extraction.main, *run, "--features_folder", tmp_path / "one"))
+    shared = (*run, "--features_folder", tmp_path / "two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def views() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.pt")}
+
+    extract = [*command, str(ROOT / "extraction.py"), *map(str, shared)]
+    assert kill_one_of_two(extract, lambda: len(views()) > 4) != 0
+    kept = views()
+    assert 4 < len(kept) < 40
+    assert_ran(torchrun("extraction.py", *shared))
+    after = views()
+    assert len(after) == 40 and kept.items() <= after.items()  # none was made again
+    for path in after:
+        a, b = (torch.load(p, weights_only=True) for p in (path, tmp_path / "one" / path.relative_to(tmp_path / "two")))
+        np.testing.assert_allclose(a["descriptor"].numpy(), b["descriptor"].numpy(), atol=1e-6)
+
+    detect = (*run, "--features_folder", tmp_path / "one", "--detect_thresh", 0.5)
+    assert_ran(call(detection.main, *detect, "--save_folder", tmp_path / "r1"))
+    again = (*detect, "--save_folder", tmp_path / "r2")
+
+    def lines() -> list[str]:
+        return [line for part in (tmp_path / "r2").rglob("part-*.jsonl") for line in part.read_text().splitlines()]
+
+    assert kill_one_of_two([*command, str(ROOT / "detection.py"), *map(str, again)], lambda: len(lines()) > 4) != 0
+    assert 4 < len(lines()) < 40
+    found = torchrun("detection.py", *again)
+    assert_ran(found)
+    first, second = run_folder(tmp_path / "r1"), run_folder(tmp_path / "r2")  # the second run went on in its folder
+    assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
+    pairs = zip(*((f / "predictions.jsonl").read_text().splitlines() for f in (first, second)), strict=True)
+    assert all(json.loads(a)["detections"] == json.loads(b)["detections"] for a, b in pairs)

@@ -33,7 +33,7 @@ LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
 STEPS = 3600
 THRESHOLD = 0.75
 PULL_MARGIN = 0.08
-PUSH_MARGIN = 0.2
+PUSH_MARGIN = 0.12
 TEMPERATURE = 0.07
 GROUPS_KEPT = 500
 PAIRS_SHARE = 0.6  # of the steps see many instances, of which two scenes each; the others few, often and confusable
@@ -236,7 +236,7 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     scaled = (cosine / TEMPERATURE).masked_fill(~(same | different), -torch.inf)
     named = same.any(dim=1)
     rank = scaled[named].logsumexp(1) - (scaled[named].masked_fill(~same[named], 0).sum(1) / same[named].sum(1))
-    return 4 * pull + 4 * push + 0.25 * rank.mean()
+    return 8 * pull + 3 * push + 0.25 * rank.mean()
 
 
 def stage(progress: float, rng: np.random.Generator) -> tuple[int, float | None, int]:
