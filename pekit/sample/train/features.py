@@ -239,19 +239,16 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     return 8 * pull + 3 * push + 0.25 * rank.mean()
 
 
-def stage(progress: float, rng: np.random.Generator) -> tuple[int, float | None, int]:
+def stage(rng: np.random.Generator) -> tuple[int, float | None, int]:
     """Side of the input in px, share of the scenes it shows (None: single objects), and groups in a step.
 
     Near views teach shapes and patterns for a fraction of the cost: an object has as many patches in them as it will
-    have in a whole picture of 518 px, and hardly anything else has. Larger parts, and whole pictures at the end, keep
+    have in a whole picture of 518 px, and hardly anything else has. Larger parts, at the scale of a whole picture, keep
     the features true to their use.
 
     Args:
-        progress: share of the steps done, in [0, 1).
-        rng: draws between near views and larger parts.
+        rng: draws one of them.
     """
-    if progress > 0.98:
-        return IMAGE_SIZE, 1.0, 1
     kind = rng.choice(3, p=(0.45, 0.35, 0.2))
     return ((126, None, 4), (182, None, 2), (266, 266 / IMAGE_SIZE, 1))[kind]
 
@@ -288,7 +285,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         rng = np.random.default_rng((seed, step))
         if step % 4 == 0 or not kept:
             kept = [*kept[-GROUPS_KEPT:], next(drawn)]
-        size, reach, count = stage(step / steps, rng)
+        size, reach, count = stage(rng)
         if rng.random() < PAIRS_SHARE:
             chosen = [pair_of(bank, int(k)) for k in rng.choice(len(bank) // 2, 4 * count, replace=False)]
         else:
