@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from pekit.records import UserError
 from pekit.sample.evaluate import Row
+from pekit.sample.models.features import build_features
 from pekit.sample.train.checkpoints import load_state, release
 from pekit.sample.train.optimisers import Optimisers, schedule
 from pekit.sample.train.scenes import open_bank
@@ -25,7 +27,7 @@ def test_each_weight_has_one_optimiser_and_frozen_ones_none() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
     model[2].requires_grad_(False)
     head = torch.nn.Linear(2, 2)
-    optimisers = Optimisers(model, head.parameters())
+    optimisers = Optimisers(model, head.parameters(), rate=0.05)
     chosen = {name: part.param_groups[0]["params"] for name, part in optimisers.parts.items()}
     assert [weight is model[1].weight for weight in chosen["muon"]] == [True]
     assert sorted(map(id, chosen["adam"])) == sorted(
@@ -33,7 +35,7 @@ def test_each_weight_has_one_optimiser_and_frozen_ones_none() -> None:
     )
     frozen, picture = model[2].weight.clone(), torch.randn(5, 3, 1, 1)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = (head(model[1:](model[0](picture).flatten(1))) - 1).square().mean()
         losses.append(loss.item())
         optimisers.step(loss, 0.2)
@@ -58,6 +60,10 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "evaluate", lambda folder: [Row(name, "asked", 0.5, 0.5, True, 1)])
     bank = open_bank(tmp_path / "work", 3, n_scenes=40, size=224, workers=1)
     monkeypatch.setattr(module, "open_bank", lambda *args, **kwargs: bank)
+    if name == "lvlm":
+        with pytest.raises(UserError, match=r"train features --out"):
+            module.train(tmp_path, "cpu", 3, seed=3, workers=0)
+        build_features(tmp_path / "features", 3)
     threads = torch.get_num_threads()
     try:
         module.train(tmp_path, "cpu", 3, seed=3, workers=0)

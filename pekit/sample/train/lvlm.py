@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from pekit.prompting import COLOURS as BOX_COLOURS
+from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import halve, load_state, release, save_state
@@ -43,7 +44,6 @@ PLAIN_SHARE = 0.1  # pictures without outlines
 EMA = 0.995
 SAVE_EVERY = 200
 WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 _TOWER_NAMES = {
     "attention.o_proj": "attention.projection_layer",
     "norm1": "layernorm_before",
@@ -154,13 +154,20 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     """Trains, resuming where an interrupted run stopped, and writes the model folder `out/lvlm`.
 
     Args:
-        out: folder of the model folders; its folder "work" keeps the scenes and the state to resume from.
+        out: folder of the model folders, with the trained features; its folder "work" keeps the scenes and the state
+            to resume from.
         device: torch device.
         steps: optimiser steps; None for the shipped checkpoint's.
         seed: of scenes, weights and order.
         workers: processes that draw scenes.
+
+    Raises:
+        UserError: the folder holds no trained features.
     """
     steps = STEPS if steps is None else steps
+    features = out / "features"
+    if not (features / "config.json").is_file():
+        raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
     torch.set_num_threads(1)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     folder = out / "lvlm"
@@ -168,7 +175,6 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     processor = AutoProcessor.from_pretrained(folder)
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration.from_pretrained(folder)
-    features = out / "features" if (out / "features").exists() else CHECKPOINTS / "features"
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimisers = Optimisers(learner)
