@@ -34,6 +34,7 @@ from PIL import Image
 
 from pekit.cli.extraction import main
 from pekit.pictures import augment
+from pekit.sample.models.features import WIDTH
 
 PROMPTS = {"pig-cup": "pig cup.", "lamp": "lamp.", "teddy-plush": "teddy plush."}
 
@@ -273,7 +274,7 @@ class TestOtherLayouts:
         result = call(main, *run)
         assert_ran(result)
         content = stored(tmp_path / "features/myvlm/extracted_features/gsam/red_chicken/red_chicken_1_0.pt")
-        assert content["dino_obj_features"].shape == (0, 96)
+        assert content["dino_obj_features"].shape == (0, WIDTH)
         assert "red_chicken_1" in result.stderr and "no patch" in result.stderr
 
 

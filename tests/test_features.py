@@ -12,6 +12,7 @@ from conftest import picture
 
 from pekit import features
 from pekit.records import UserError
+from pekit.sample.models.features import WIDTH
 
 SIZE, PATCH, GRID = 518, 14, 37
 CPU = torch.device("cpu")
@@ -134,7 +135,7 @@ class TestDino:
     def test_grid_equals_a_plain_call(self, dino: features.PatchFeatures, models: Path) -> None:
         pictures = [picture(seed, (SIZE, SIZE)) for seed in (1, 2)]
         grids = dino(torch.stack([dino.prepare(image) for image in pictures]))
-        assert grids.shape == (2, GRID, GRID, 96) and grids.dtype == torch.float32
+        assert grids.shape == (2, GRID, GRID, WIDTH) and grids.dtype == torch.float32
         reference = plain.Models(models)
         for image, grid in zip(pictures, grids, strict=True):
             np.testing.assert_allclose(grid.numpy(), reference.grid(image), atol=2e-5)

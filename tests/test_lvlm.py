@@ -21,6 +21,7 @@ from vqa_fixtures import SECRET, ChatServer, build_llava, build_lvlm_folder, bui
 from pekit.chat import Patience
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
+from pekit.sample.models.lvlm import IMAGE_SIZE
 
 QUICK = Patience(attempts=3, first_wait=0.01, timeout=5)
 PROMPTS = ["What colour is it?", "Is the thing in the blue box on the left side? A.yes or B.no", "Why?"]
@@ -128,7 +129,7 @@ def test_internvl_is_given_the_released_wrap_inside_its_template(
         "<|im_start|>assistant\n"
     )
     assert given["do_sample"] is False and given["max_new_tokens"] == 2
-    assert given["pixel_values"].shape == (2, 3, 224, 224)  # one tile each, whatever the aspect
+    assert given["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)  # one tile each, whatever the aspect
 
 
 def test_plain_style(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +148,13 @@ def test_one_tile_even_where_the_checkpoint_cuts_photos_up(internvl: Path, tmp_p
     lvlm = loaded(folder, max_new_tokens=1)
     assert lvlm._processor.image_processor.crop_to_patches is True
     given = inputs_of(lvlm, [Request(0, picture(0, (400, 100)), "Why?")], monkeypatch)
-    assert given["pixel_values"].shape == (1, 3, 224, 224)
+    assert given["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def test_photo_is_prepared_as_by_hand(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(3, (300, 200))
     given = inputs_of(loaded(internvl, max_new_tokens=1), [Request(0, image, "Why?")], monkeypatch)
-    resized = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    resized = np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR), dtype=np.float64) / 255
     expected = (resized - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(given["pixel_values"][0].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
