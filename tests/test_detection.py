@@ -123,7 +123,7 @@ class TestAgainstTheMethodDoneSlowly:
                 assert own[photo]["labels"] == [photo.split("/")[2]]
                 counts[threshold] += check_record(own[photo], masks, grid, views, float(threshold))
         assert all(len(own) == len(photos) for own in records.values())
-        assert len(set(counts.values())) > 1 and counts["0.98"] > 0  # the thresholds tell detections apart
+        assert len(set(counts.values())) > 1 and counts["0.85"] > 0  # the thresholds tell detections apart
 
     def test_sam_masks_and_augmented_views(self, sam_run: Path, models: Path, tmp_path: Path, call: Callable) -> None:
         options = ("--dataset", "yollava", "--data_folder", sam_run / "data", "--features_folder", sam_run / "features")
@@ -222,7 +222,7 @@ class TestResults:
         assert sorted(config["views"]) == sorted(f"{key}/{n}_0.pt" for key in CONCEPTS for n in range(3))
         assert {"torch", "transformers", "numpy", "python"} <= set(config["versions"])
         assert config["models"]["features"]["source"] == str(models / "features")
-        assert config["settings"]["thresholds"] == [0.4, 0.6, 0.98]
+        assert config["settings"]["thresholds"] == [0.4, 0.6, 0.85]
 
     def test_progress_and_logs_go_to_stderr(self, box_run: Path) -> None:
         assert "photo/s" in (box_run / "detection.py.err").read_text()
