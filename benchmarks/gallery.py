@@ -59,7 +59,7 @@ def main() -> None:
                 last = min(CHUNK_VIEWS, total - first)
                 torch.mm(unit, chunk[:, :last], out=product[:, :last] if last == CHUNK_VIEWS else None)
 
-        sides = {"bare product": bare, "pekit": lambda: matcher.best_similarities(proposals)}
+        sides = {"bare product": bare, "pekit": lambda: matcher.best(proposals)}
         seconds = in_turn(sides, args.repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     report(args, seconds, "bare product", seconds_to_load=sorted(loading)[len(loading) // 2], peak_gib=round(peak, 2))

@@ -30,7 +30,7 @@ def main() -> None:
         boxes = features.pixel_boxes(proposed, SIZE)
         pooled, which = features.pool_boxes(grid, features.patch_rectangles(boxes, PATCH))
         kept = which >= 0
-        return detect(matcher.best_similarities(pooled)[which[kept]], boxes[kept], gallery.keys, THRESHOLD, SIZE)
+        return detect(matcher.best(pooled).of_proposals(which[kept]), boxes[kept], gallery.keys, THRESHOLD, SIZE)
 
     theirs, found = released(), {int(d.concept): d for d in ours()}
     assert theirs.keys() == found.keys()

@@ -178,7 +178,7 @@ def locate_concepts(
         if matches.error:
             log.error("%s", matches.error)
         found = (
-            locate(matches.similarities, matches.boxes_xyxy, column, key, models.size)
+            locate(matches.best, matches.boxes_xyxy, column, key, models.size)
             for column, key in enumerate(gallery.keys)
         )
         regions = [detection for detection in found if detection and _exceeds(detection, settings.detect_thresh)]

@@ -229,16 +229,15 @@ def _run_folder(settings: DetectionSettings, config: dict) -> tuple[Path, IO | N
 def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, size: int) -> dict:
     """What a run keeps of one photo: detections at each threshold, best similarity with each concept."""
     found = {
-        str(t): detect(matches.similarities, matches.boxes_xyxy, gallery.keys, t, size, settings.box_overlap_thresh)
+        str(t): detect(matches.best, matches.boxes_xyxy, gallery.keys, t, size, settings.box_overlap_thresh)
         for t in settings.thresholds
     }
-    best = matches.similarities.max(0) if len(matches.similarities) else np.full(len(gallery.keys), np.nan)
     return results.plain(
         {
             "photo": matches.photo.name,
             "labels": matches.photo.concepts,
             "detections": {t: [detection.as_json() for detection in own] for t, own in found.items()},
-            "similarities": dict(zip(gallery.keys, best, strict=True)),
+            "similarities": dict(zip(gallery.keys, matches.best.nearest, strict=True)),
             "error": matches.error,
         }
     )

@@ -19,7 +19,7 @@ from pekit.cli import LoadingSettings, ModelSettings
 from pekit.hub import pick_device
 from pekit.pictures import Batch, Task, load_batches
 from pekit.records import Gallery, Photo, Regions, UserError, View
-from pekit.retrieval import Matcher
+from pekit.retrieval import Best, Matcher
 from pekit.views import save_view
 
 log = logging.getLogger(__name__)
@@ -195,13 +195,13 @@ class Matches:
     Attributes:
         photo: the photo.
         boxes_xyxy: int64 (M, 4), tight boxes of the proposals, px of the S x S picture.
-        similarities: f32 (M, C), best cosine similarity with any view of each concept.
+        best: the best of the M proposals for each of the C concepts, and the other way round.
         error: why the photo could not be read; None where it could.
     """
 
     photo: Photo
     boxes_xyxy: np.ndarray
-    similarities: np.ndarray
+    best: Best
     error: str | None = None
 
 
@@ -233,7 +233,7 @@ def match_photos(
     if grounder is not None:
         prepare["grounding"] = grounder.prepare
 
-    def stage(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    def stage(batch: Batch) -> list[tuple[np.ndarray, Best]]:
         if grounder is not None:
             found = grounder.propose(batch.inputs["grounding"])
         elif segmenter is not None:
@@ -244,16 +244,14 @@ def match_photos(
         return [_match(grid, proposals, matcher, recognizer) for grid, proposals in zip(grids, found, strict=True)]
 
     tasks = [Task(photo) for photo in photos]
-    nothing = np.zeros((0, 4), dtype=np.int64), np.zeros((0, len(gallery.concepts)), dtype=np.float32)
+    nothing = np.zeros((0, 4), dtype=np.int64), Best.none(len(gallery.concepts))
     for task, result, reason in _stream(tasks, recognizer, loading, prepare, stage, keep_pictures=grounder is None):
-        boxes, similarities = result or nothing
-        yield Matches(task.photo, boxes, similarities, reason or None)
+        boxes, best = result or nothing
+        yield Matches(task.photo, boxes, best, reason or None)
 
 
-def _match(
-    grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer: Recognizer
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tight boxes int (M, 4) and similarities f32 (M, C) of the proposals that cover a patch."""
+def _match(grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer: Recognizer) -> tuple[np.ndarray, Best]:
+    """Tight boxes int (M, 4) of the proposals that cover a patch, and what they match."""
     boxes = features.pixel_boxes(proposals.boxes_xyxy, recognizer.size)
     patch = recognizer.features.patch
     if proposals.masks is None:
@@ -261,4 +259,5 @@ def _match(
     else:
         pooled, which = features.pool_masks(grid, features.sampled(proposals.masks, patch))
     kept = which >= 0
-    return boxes[kept], matcher.best_similarities(pooled)[which[kept]]
+    best = matcher.best(pooled)
+    return boxes[kept], best.of_proposals(which[kept]) if kept.any() else best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,38 @@ from pekit.records import Detection, Gallery
 
 RESIDENT_BYTES = 1 << 28  # a gallery whose fp32 unit descriptors take less is kept ready
 CHUNK_VIEWS = 8192
+
+
+@dataclass(frozen=True)
+class Best:
+    """What decisions need to know of the M x C similarities of proposals and concepts, which may be too many to keep.
+
+    Attributes:
+        concepts: int64 (M,), the concept most similar to each proposal, the first one where several are.
+        scores: f32 (M,), its similarity; -inf where no concept has a valid view.
+        proposals: int64 (C,), the proposal most similar to each concept, the first one where several are.
+        nearest: f32 (C,), its similarity; -inf for a concept without a valid view, NaN where there are no proposals.
+    """
+
+    concepts: np.ndarray
+    scores: np.ndarray
+    proposals: np.ndarray
+    nearest: np.ndarray
+
+    @classmethod
+    def none(cls, n_concepts: int) -> Best:
+        """Of no proposals."""
+        nowhere, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return cls(nowhere, nothing, np.zeros(n_concepts, np.int64), np.full(n_concepts, np.nan, np.float32))
+
+    def of_proposals(self, which: np.ndarray) -> Best:
+        """The same of M proposals that share descriptors, where this is of the descriptors.
+
+        Args:
+            which: int (M,), the descriptor of each proposal; each is some proposal's.
+        """
+        _, first = np.unique(which, return_index=True)
+        return Best(self.concepts[which], self.scores[which], first[self.proposals], self.nearest)
 
 
 class Matcher:
@@ -41,38 +74,54 @@ class Matcher:
             self._stored = self._stored.to(device)
         self._rows = torch.empty((self._views * self._step, self._width), device=device)
 
-    def best_similarities(self, descriptors: torch.Tensor) -> np.ndarray:
-        """Best cosine similarity of each proposal with any view of each concept.
+    def best(self, descriptors: torch.Tensor) -> Best:
+        """Compare proposals with every view.
 
         Args:
             descriptors: f32 (M, D).
 
         Returns:
-            f32 (M, C); -inf for a concept without a valid view.
+            By cosine similarity, the best concept of each proposal, and the best proposal of each concept.
         """
+        if not len(descriptors):
+            return Best.none(self._concepts)
         unit = normalize(descriptors, dim=1)
-        best = unit.new_empty((len(unit), self._concepts))
+        scores, concepts = unit.new_full((len(unit),), -torch.inf), torch.zeros(len(unit), device=unit.device).long()
+        nearest, proposals = unit.new_empty(self._concepts), concepts.new_empty(self._concepts)
+        # Fresh memory costs more than what is written to it, so all chunks share this.
         product = unit.new_empty(len(unit) * self._views * self._step)
+        maxima = unit.new_empty(len(unit) * self._step)
         for first in range(0, self._concepts, self._step):
             last = min(first + self._step, self._concepts)
-            count = self._views * (last - first)
-            similarities = product[: len(unit) * count].view(len(unit), count)
-            if self._unit is not None:
-                torch.mm(unit, self._unit.T, out=similarities)
-            else:
-                rows = self._rows[:count]
-                rows.unflatten(0, (self._views, -1)).copy_(self._stored[first:last].transpose(0, 1))
-                torch.mm(unit, rows.T, out=similarities)
-                similarities /= torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
-            each = similarities.unflatten(1, (self._views, -1))
-            if self._padding is not None:
-                each.masked_fill_(self._padding[:, first:last], -torch.inf)
-            best[:, first:last] = each.amax(1)
-        return best.cpu().numpy()
+            each = self._similarities(unit, first, last, product)
+            highest = maxima[: len(unit) * (last - first)].view(len(unit), last - first)
+            torch.amax(each, 1, out=highest)
+            score, place = highest.max(1)
+            better = score > scores  # not where equal: the first concept counts
+            scores = torch.where(better, score, scores)
+            concepts = torch.where(better, place + first, concepts)
+            nearest[first:last], proposals[first:last] = highest.max(0)
+        return Best(*(part.cpu().numpy() for part in (concepts, scores, proposals, nearest)))
+
+    def _similarities(self, unit: torch.Tensor, first: int, last: int, room: torch.Tensor) -> torch.Tensor:
+        """Of proposals f32 (M, D) with the views of some concepts: f32 (M, V, last - first), in `room`."""
+        count = self._views * (last - first)
+        similarities = room[: len(unit) * count].view(len(unit), count)
+        if self._unit is not None:
+            torch.mm(unit, self._unit.T, out=similarities)
+        else:
+            rows = self._rows[:count]
+            rows.unflatten(0, (self._views, -1)).copy_(self._stored[first:last].transpose(0, 1))
+            torch.mm(unit, rows.T, out=similarities)
+            similarities /= torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)
+        each = similarities.unflatten(1, (self._views, -1))
+        if self._padding is not None:
+            each.masked_fill_(self._padding[:, first:last], -torch.inf)
+        return each
 
 
 def detect(
-    similarities: np.ndarray,
+    best: Best,
     boxes: np.ndarray,
     keys: Sequence[str],
     threshold: float,
@@ -82,7 +131,7 @@ def detect(
     """Decide which concepts are in a photo.
 
     Args:
-        similarities: f32 (M, C), best similarity of each proposal with each concept.
+        best: of M proposals and C concepts.
         boxes: int (M, 4), tight boxes of the proposals, px of the S x S picture.
         keys: C concept keys.
         threshold: a proposal counts when its best similarity exceeds it (strictly).
@@ -92,24 +141,21 @@ def detect(
     Returns:
         One detection per concept found, in the order of the concepts.
     """
-    if not len(similarities):
-        return []
-    names = similarities.argmax(1)  # the first concept where similarities are equal
-    best = similarities.max(1).astype(np.float64)
-    counts = best > threshold
+    scores = best.scores.astype(np.float64)
+    counts = scores > threshold
     found = []
-    for concept in np.unique(names[counts]):
-        merged = counts & (names == concept)
+    for concept in np.unique(best.concepts[counts]):
+        merged = counts & (best.concepts == concept)
         corners = np.concatenate([boxes[merged, :2].min(0), boxes[merged, 2:].max(0)])
-        found.append(Detection(keys[concept], float(best[merged].mean()), _relative(corners, size)))
+        found.append(Detection(keys[concept], float(scores[merged].mean()), _relative(corners, size)))
     return drop_overlapping(found, box_overlap_thresh)
 
 
-def locate(similarities: np.ndarray, boxes: np.ndarray, column: int, key: str, size: int) -> Detection | None:
+def locate(best: Best, boxes: np.ndarray, column: int, key: str, size: int) -> Detection | None:
     """Find the one proposal most similar to a concept that is known by name, without a threshold.
 
     Args:
-        similarities: f32 (M, C).
+        best: of M proposals and C concepts.
         boxes: int (M, 4), px of the S x S picture.
         column: which concept.
         key: its key.
@@ -118,11 +164,8 @@ def locate(similarities: np.ndarray, boxes: np.ndarray, column: int, key: str, s
     Returns:
         The detection (the first listed where similarities are equal), or None where no proposal can match.
     """
-    if not len(similarities):
-        return None
-    best = int(similarities[:, column].argmax())
-    score = float(similarities[best, column])
-    return Detection(key, score, _relative(boxes[best], size)) if np.isfinite(score) else None
+    score = float(best.nearest[column])
+    return Detection(key, score, _relative(boxes[best.proposals[column]], size)) if np.isfinite(score) else None
 
 
 def _relative(corners: np.ndarray, size: int) -> tuple[float, float, float, float]:

@@ -128,9 +128,26 @@ def test_chunks_change_nothing(monkeypatch, dtype, resident) -> None:
     rng = np.random.default_rng(1)
     known = random_gallery(rng, 11, 3, dtype)
     proposals = rng.standard_normal((6, WIDTH)).astype(np.float32)
-    found = retrieval.Matcher(known, torch.device("cpu")).best_similarities(torch.from_numpy(proposals))
-    assert found.shape == (6, 11)
-    np.testing.assert_allclose(found, plain_similarities(proposals, known), atol=2e-6)
+    found = retrieval.Matcher(known, torch.device("cpu")).best(torch.from_numpy(proposals))
+    expected = plain_similarities(proposals, known)
+    np.testing.assert_array_equal(found.concepts, expected.argmax(1))
+    np.testing.assert_array_equal(found.proposals, expected.argmax(0))
+    np.testing.assert_allclose(found.scores, expected.max(1), atol=2e-6)
+    np.testing.assert_allclose(found.nearest, expected.max(0), atol=2e-6)
+
+
+@pytest.mark.parametrize("resident", [0, 1 << 28])
+def test_of_equal_concepts_the_first_counts_whatever_its_chunk(monkeypatch, resident) -> None:
+    monkeypatch.setattr(retrieval, "RESIDENT_BYTES", resident)
+    monkeypatch.setattr(retrieval, "CHUNK_VIEWS", 4)
+    known = random_gallery(np.random.default_rng(3), 9, 1, np.float32)
+    known.descriptors[[2, 3, 8]] = 0.0
+    known.descriptors[[2, 3, 8], 0, 0] = [1.0, 2.0, 4.0]  # the same direction
+    proposals = torch.zeros((2, WIDTH))
+    proposals[:, 0] = 1
+    found = retrieval.Matcher(known, torch.device("cpu")).best(proposals)
+    assert found.concepts.tolist() == [2, 2]
+    assert found.proposals[2] == 0
 
 
 def test_half_precision_keeps_decisions_but_ties_below_a_thousandth() -> None:
@@ -138,14 +155,14 @@ def test_half_precision_keeps_decisions_but_ties_below_a_thousandth() -> None:
     known = random_gallery(rng, 40, 5, np.float32)
     halved = Gallery(known.concepts, known.descriptors.astype(np.float16), known.valid)
     proposals = torch.from_numpy(rng.standard_normal((500, WIDTH)).astype(np.float32))
-    exact = retrieval.Matcher(known, torch.device("cpu")).best_similarities(proposals)
-    half = retrieval.Matcher(halved, torch.device("cpu")).best_similarities(proposals)
-    two = np.sort(exact, axis=1)[:, -2:]
+    exact = retrieval.Matcher(known, torch.device("cpu")).best(proposals)
+    half = retrieval.Matcher(halved, torch.device("cpu")).best(proposals)
+    two = np.sort(plain_similarities(proposals.numpy(), known), axis=1)[:, -2:]
     clear = (two[:, 1] - two[:, 0] > 1e-3) & (abs(two[:, 1] - 0.75) > 1e-3)
     assert clear.sum() > 400
-    assert np.array_equal(exact.argmax(1)[clear], half.argmax(1)[clear])
-    assert np.array_equal(exact.max(1)[clear] > 0.75, half.max(1)[clear] > 0.75)
-    assert 0 < (exact.max(1) > 0.75).sum() < 500  # the threshold decides something
+    assert np.array_equal(exact.concepts[clear], half.concepts[clear])
+    assert np.array_equal(exact.scores[clear] > 0.75, half.scores[clear] > 0.75)
+    assert 0 < (exact.scores > 0.75).sum() < 500  # the threshold decides something
 
 
 def test_the_gallery_file_is_safe_and_half_the_size(stored, monkeypatch) -> None:

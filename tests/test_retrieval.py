@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pekit.records import Concept, Detection, Gallery
-from pekit.retrieval import Matcher, detect, drop_overlapping, locate
+from pekit.retrieval import Best, Matcher, detect, drop_overlapping, locate
 
 KEYS = ("mug", "lamp", "kite")
 
@@ -24,8 +24,21 @@ def gallery(*views: int, width: int = 16, seed: int = 0, invalid: tuple = ()) ->
     return Gallery(concepts, descriptors.astype(np.float32), valid)
 
 
-def best(gallery: Gallery, descriptors: np.ndarray) -> np.ndarray:
-    return Matcher(gallery, torch.device("cpu")).best_similarities(torch.from_numpy(descriptors))
+def match(gallery: Gallery, descriptors: np.ndarray) -> Best:
+    return Matcher(gallery, torch.device("cpu")).best(torch.from_numpy(descriptors))
+
+
+def similarities(gallery: Gallery, descriptors: np.ndarray) -> np.ndarray:
+    """Of each proposal, alone, with each concept: (M, C)."""
+    return np.stack([match(gallery, one[None]).nearest for one in descriptors])
+
+
+def best_of(*rows: list[float]) -> Best:
+    """What a small table of similarities, one row per proposal, comes to, looked up cell by cell."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    concepts, proposals = ([line.index(max(line)) for line in lines] for lines in (rows, columns))
+    scores, nearest = ([max(line) for line in lines] for lines in (rows, columns))
+    return Best(*map(np.array, (concepts, np.float32(scores), proposals, np.float32(nearest))))
 
 
 class TestSimilarity:
@@ -37,37 +50,40 @@ class TestSimilarity:
              for d, valid in zip(stored.descriptors, stored.valid, strict=True)]
             for p in proposals
         ]  # fmt: skip
-        np.testing.assert_allclose(best(stored, proposals), expected, atol=1e-6)
+        np.testing.assert_allclose(similarities(stored, proposals), expected, atol=1e-6)
+        together, alone = match(stored, proposals), best_of(*expected)
+        np.testing.assert_array_equal(together.concepts, alone.concepts)
+        np.testing.assert_array_equal(together.proposals, alone.proposals)
+        np.testing.assert_allclose(together.scores, alone.scores, atol=1e-6)
+        np.testing.assert_allclose(together.nearest, alone.nearest, atol=1e-6)
 
     def test_length_does_not_matter(self) -> None:
         stored = gallery(2, 2, 2)
         proposals = np.random.default_rng(2).normal(size=(5, 16)).astype(np.float32)
-        np.testing.assert_allclose(best(stored, proposals * 1000), best(stored, proposals), atol=1e-6)
+        np.testing.assert_allclose(similarities(stored, proposals * 1000), similarities(stored, proposals), atol=1e-6)
 
     def test_a_concept_without_a_valid_view_never_matches(self) -> None:
         stored = gallery(1, 1, invalid=((0, 0),))
-        similarities = best(stored, stored.descriptors[0])
-        assert similarities[0, 0] == -np.inf
-        assert np.isfinite(similarities[0, 1])
-        assert [d.concept for d in detect(similarities, np.array([[0, 0, 9, 9]]), KEYS, -1.0, 10)] == ["lamp"]
-        nothing = best(gallery(1, invalid=((0, 0),)), stored.descriptors[0])
+        found = match(stored, stored.descriptors[0])
+        assert found.nearest[0] == -np.inf
+        assert np.isfinite(found.nearest[1])
+        assert [d.concept for d in detect(found, np.array([[0, 0, 9, 9]]), KEYS, -1.0, 10)] == ["lamp"]
+        nothing = match(gallery(1, invalid=((0, 0),)), stored.descriptors[0])
         assert detect(nothing, np.array([[0, 0, 9, 9]]), KEYS, -1.0, 10) == []
         assert locate(nothing, np.array([[0, 0, 9, 9]]), 0, "mug", 10) is None
 
     def test_no_proposals(self) -> None:
-        assert best(gallery(2, 1), np.zeros((0, 16), dtype=np.float32)).shape == (0, 2)
-        nothing = np.zeros((0, 2), dtype=np.float32)
+        nothing = match(gallery(2, 1), np.zeros((0, 16), dtype=np.float32))
+        assert np.isnan(nothing.nearest).tolist() == [True, True]
         assert detect(nothing, np.zeros((0, 4), dtype=np.int64), KEYS, 0.0, 518) == []
         assert locate(nothing, np.zeros((0, 4), dtype=np.int64), 1, "lamp", 518) is None
 
 
 class TestDetect:
     def test_a_photo_worked_out_by_hand(self) -> None:
-        similarities = np.array(
-            [[0.9, 0.2, 0.1], [0.8, 0.85, 0.0], [0.76, 0.1, 0.0], [0.7, 0.6, 0.74], [0.1, 0.95, 0.3]], dtype=np.float32
-        )
+        best = best_of([0.9, 0.2, 0.1], [0.8, 0.85, 0.0], [0.76, 0.1, 0.0], [0.7, 0.6, 0.74], [0.1, 0.95, 0.3])
         boxes = np.array([[10, 20, 30, 40], [0, 0, 5, 5], [25, 10, 50, 30], [1, 1, 99, 99], [90, 90, 100, 100]])
-        found = detect(similarities, boxes, KEYS, 0.75, 100)
+        found = detect(best, boxes, KEYS, 0.75, 100)
         assert [d.concept for d in found] == ["mug", "lamp"]  # kite's best 0.74 does not count
         assert found[0].score == pytest.approx((0.9 + 0.76) / 2, abs=1e-6)
         assert found[0].box_xyxyn == pytest.approx((0.10, 0.10, 0.50, 0.40))
@@ -77,17 +93,17 @@ class TestDetect:
     @pytest.mark.parametrize("threshold", [0.75, 0.5, 0.625])
     def test_the_threshold_is_strict(self, threshold: float) -> None:
         box = np.array([[0, 0, 1, 1]])
-        exact = np.array([[threshold]], dtype=np.float32)  # these thresholds are exact in binary
-        assert detect(exact, box, KEYS, threshold, 10) == []
+        exact = np.float32(threshold)  # these thresholds are exact in binary
+        assert detect(best_of([float(exact)]), box, KEYS, threshold, 10) == []
         above = np.nextafter(exact, np.float32(2))
-        assert len(detect(above, box, KEYS, threshold, 10)) == 1
+        assert len(detect(best_of([float(above)]), box, KEYS, threshold, 10)) == 1
 
     def test_a_proposal_counts_for_its_best_concept_alone(self) -> None:
-        found = detect(np.array([[0.9, 0.91]], dtype=np.float32), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
+        found = detect(best_of([0.9, 0.91]), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
         assert [d.concept for d in found] == ["lamp"]
 
     def test_equal_concepts_go_to_the_first(self) -> None:
-        found = detect(np.array([[0.8, 0.9, 0.9]], dtype=np.float32), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
+        found = detect(best_of([0.8, 0.9, 0.9]), np.array([[0, 0, 1, 1]]), KEYS, 0.5, 10)
         assert [d.concept for d in found] == ["lamp"]
 
     @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
@@ -103,7 +119,7 @@ class TestDetect:
         }
         masks = [plain.box_mask(box, 100) for box in boxes]
         expected = plain.detections(masks, list(proposals), views, threshold)
-        found = {d.concept: d for d in detect(best(stored, proposals), boxes, KEYS, threshold, 100)}
+        found = {d.concept: d for d in detect(match(stored, proposals), boxes, KEYS, threshold, 100)}
         assert found.keys() == expected.keys() and found
         for concept, (score, box) in expected.items():
             assert found[concept].score == pytest.approx(score, abs=1e-6)
@@ -112,20 +128,29 @@ class TestDetect:
 
 class TestLocate:
     def test_the_one_best_proposal_without_a_threshold(self) -> None:
-        similarities = np.array([[0.9, -0.3], [0.8, -0.1], [0.7, -0.2]], dtype=np.float32)
+        best = best_of([0.9, -0.3], [0.8, -0.1], [0.7, -0.2])
         boxes = np.array([[0, 0, 10, 10], [10, 20, 30, 40], [1, 1, 2, 2]])
-        found = locate(similarities, boxes, 1, "lamp", 100)  # every proposal is more like a mug, and all are poor
+        found = locate(best, boxes, 1, "lamp", 100)  # every proposal is more like a mug, and all are poor
         assert found == Detection("lamp", pytest.approx(-0.1), pytest.approx((0.1, 0.2, 0.3, 0.4)))
 
     def test_equal_similarities_go_to_the_first_listed(self) -> None:
-        similarities = np.array([[0.1], [0.6], [0.6], [0.6]], dtype=np.float32)
+        best = best_of([0.1], [0.6], [0.6], [0.6])
         boxes = np.array([[0, 0, 1, 1], [5, 5, 6, 6], [2, 2, 3, 3], [1, 1, 2, 2]])
-        found = locate(similarities, boxes, 0, "mug", 10)
+        found = locate(best, boxes, 0, "mug", 10)
         assert found is not None and found.box_xyxyn == pytest.approx((0.5, 0.5, 0.6, 0.6))
 
 
 def detection(concept: str, score: float, *box: float) -> Detection:
     return Detection(concept, score, box)  # type: ignore[arg-type]
+
+
+class TestShared:
+    def test_proposals_that_share_a_descriptor(self) -> None:
+        # descriptors 0 and 1; listed are proposals 1, 0, 1, 0
+        found = best_of([0.9, 0.2, 0.3], [0.1, 0.8, 0.4]).of_proposals(np.array([1, 0, 1, 0]))
+        expected = best_of([0.1, 0.8, 0.4], [0.9, 0.2, 0.3], [0.1, 0.8, 0.4], [0.9, 0.2, 0.3])
+        for name in ("concepts", "scores", "proposals", "nearest"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 class TestOverlap:
@@ -157,7 +182,7 @@ class TestOverlap:
         assert drop_overlapping(pair, 0) == pair
 
     def test_detect_applies_it(self) -> None:
-        similarities = np.array([[0.9, 0], [0, 0.8]], dtype=np.float32)
+        best = best_of([0.9, 0], [0, 0.8])
         boxes = np.array([[10, 10, 20, 20], [0, 0, 40, 40]])
-        assert [d.concept for d in detect(similarities, boxes, KEYS, 0.5, 100)] == ["mug", "lamp"]
-        assert [d.concept for d in detect(similarities, boxes, KEYS, 0.5, 100, 90)] == ["mug"]
+        assert [d.concept for d in detect(best, boxes, KEYS, 0.5, 100)] == ["mug", "lamp"]
+        assert [d.concept for d in detect(best, boxes, KEYS, 0.5, 100, 90)] == ["mug"]
