@@ -43,6 +43,19 @@ def test_each_weight_has_one_optimiser_and_frozen_ones_none() -> None:
     assert torch.equal(model[2].weight, frozen)
 
 
+def test_a_part_goes_at_its_own_pace() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    before = [layer.weight.clone() for layer in model]
+    optimisers = Optimisers(model, paces={model[0]: 0.0, model[1]: 0.25})
+    optimisers.step(model(torch.randn(9, 4)).square().mean(), 0.2)
+    still, slow, full = (
+        torch.linalg.matrix_norm(layer.weight - old, 2).item() for layer, old in zip(model, before, strict=True)
+    )
+    assert still == 0
+    assert 0.1 < slow / full < 0.5  # Muon's steps have all about one size, whatever the gradient
+
+
 def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
     rows = [Row("SAM", "mean IoU", 0.87654, 0.85, True, 10), Row("SAM", "misses", 0.5, 0.1, False, 10)]
     release(tmp_path, "masks", rows, "# Card\n{table}\n{minutes} min, {seed}, {steps}\n", 30, 7, 600)

@@ -5,7 +5,9 @@ filled, imprecise box is compared by cosine with a fixed threshold. So each step
 instances again, next to look-alikes and to other things in the same colours, pools jittered boxes, boxes over two
 objects, parts and background, and asks for pairs of one instance above the threshold and all other pairs well below it.
 Colours alone tell most instances apart, so a second term has every patch and every box name its object's category,
-colours and pattern; without it, shapes and patterns are learned far later than colours.
+colours and pattern. That term comes first, on many small pictures of single objects: shapes take a hundred thousand of
+them to learn, sooner when the first ones are alike in size and place, and are hardly learned at all when descriptors
+have settled for colours before.
 """
 
 import time
@@ -18,25 +20,27 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 from transformers import Dinov2Model
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
 from pekit.sample.train.checkpoints import halve, load_state, release, save_state
-from pekit.sample.train.groups import Group, groups, pair_of
+from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions, tight_box
-from pekit.sample.train.scenes import DETAILED, N_DETAILED, open_bank
+from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
-STEPS = 3600
+STEPS = 4000
 THRESHOLD = 0.75
-PULL_MARGIN = 0.08
-PUSH_MARGIN = 0.12
+PULL_MARGIN = 0.11
+PUSH_MARGIN = 0.09
 TEMPERATURE = 0.07
 GROUPS_KEPT = 500
-PAIRS_SHARE = 0.6  # of the steps see many instances, of which two scenes each; the others few, often and confusable
+NAMING_UNTIL = 0.7  # share of the steps that learn the looks of single objects
+PAIRS_SHARE = 0.6  # of the other steps see many instances, two scenes of each; the rest see few, confusable ones, often
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -70,7 +74,9 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def make_batch(chosen: list[Group], size: int, reach: float | None, rng: np.random.Generator) -> Batch:
+def make_batch(
+    chosen: list[Group], size: int, reach: float | None, rng: np.random.Generator, variety: float = 1.0
+) -> Batch:
     """Turns, flips and resizes the scenes of some groups and lay regions over them.
 
     Args:
@@ -78,11 +84,12 @@ def make_batch(chosen: list[Group], size: int, reach: float | None, rng: np.rand
         size: side of the model's input in px, a multiple of 14.
         reach: share of a scene's width and height to look at; None looks at single objects from near.
         rng: draws the augmentation and the regions.
+        variety: see `random_view`.
     """
     images = [image for group in chosen for image in group.images]
     labels = [label for group in chosen for label in group.labels]
     starts = np.cumsum([0] + [len(group.instances) for group in chosen])
-    views = [random_view(label, reach, rng) for label in labels]
+    views = [random_view(label, reach, rng, variety) for label in labels]
     pixels = torch.from_numpy(np.stack([look(*each, size, True) for each in zip(images, views, strict=True)]))
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
     pixels = ((pixels.permute(0, 3, 1, 2) / 255 * gain).clamp(0, 1) - MEAN) / STD
@@ -137,7 +144,7 @@ def look(image: np.ndarray, view: np.ndarray, size: int, smooth: bool) -> np.nda
     return np.asarray(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, place, resampling))
 
 
-def random_view(label: np.ndarray, reach: float | None, rng: np.random.Generator) -> np.ndarray:
+def random_view(label: np.ndarray, reach: float | None, rng: np.random.Generator, variety: float = 1.0) -> np.ndarray:
     """A way to look at a scene: stretched a little, flipped half the time, at times turned by up to 30°.
 
     Args:
@@ -145,21 +152,22 @@ def random_view(label: np.ndarray, reach: float | None, rng: np.random.Generator
         reach: share of the scene to look at; None looks at one object from so near that it takes up half of the view
             and more.
         rng: draws the view.
+        variety: from 0, where single objects are centred, upright and all of one size, to 1.
 
     Returns:
         f32 (2, 3), the affine map from places in the view to places in the scene, both in [-1, 1].
     """
-    angle = np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
+    angle = variety * np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shown = rng.choice(np.unique(label[label > 0]))
     box = tight_box(label == shown) / len(label) * 2 - 1
     centre = (box[:2] + box[2:]) / 2
     if reach is None:
-        reach = min(1.0, (box[2:] - box[:2]).max() / 2 * rng.uniform(0.9, 1.7))
-        centre += reach * rng.normal(0, 0.1, 2)
+        reach = min(1.0, (box[2:] - box[:2]).max() / 2 * rng.uniform(1.15 - 0.25 * variety, 1.15 + 0.55 * variety))
+        centre += variety * reach * rng.normal(0, 0.1, 2)
     else:
         centre = np.clip(centre + reach * rng.uniform(-0.7, 0.7, 2), reach - 1, 1 - reach)
-    stretch = np.diag(reach * np.exp(rng.uniform(-0.1, 0.1, 2)) * [rng.choice([-1, 1]), 1])
+    stretch = np.diag(reach * np.exp(variety * rng.uniform(-0.1, 0.1, 2)) * [rng.choice([-1, 1]), 1])
     return np.concatenate([turn @ stretch, centre[:, None]], axis=1).astype(np.float32)
 
 
@@ -188,29 +196,36 @@ def region_means(tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
     return torch.cat([weights @ one for weights, one in zip(batch.pooling.split(counts), tokens, strict=True)])
 
 
-def looks_loss(head: torch.nn.Module, tokens: torch.Tensor, means: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """How badly single patches, and boxes around an object, tell the object's looks.
+def looks_loss(
+    head: torch.nn.Module, tokens: torch.Tensor, means: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, list[float]]:
+    """How badly single patches, and boxes around an object, tell the object's looks; and how often boxes are right.
 
     Args:
         head: linear, D to one logit for "no object" and one for each value of the four looks.
         tokens: f32 (S, G * G, D).
         means: f32 (R, D), of the regions.
         batch: says what they show.
+
+    Returns:
+        The loss, and the shares of boxes whose category, colour, accent and pattern were named.
     """
     sizes = [1 + len(LOOKS[0]), *map(len, LOOKS[1:])]
     seen, boxed = batch.visible >= 0, batch.instance >= 0
     patches = torch.cat([tokens[seen], tokens[~seen]])
     truth = torch.cat([batch.looks[batch.visible[seen]], batch.looks.new_full((int((~seen).sum()), 4), -1)])
-    loss = F.cross_entropy(head(patches)[:, : sizes[0]], truth[:, 0] + 1)
-    for rows, wanted in (
-        (tokens[seen], batch.looks[batch.visible[seen]]),
-        (means[boxed], batch.looks[batch.instance[boxed]]),
+    loss = 0.3 * F.cross_entropy(head(patches)[:, : sizes[0]], truth[:, 0] + 1)
+    right = []
+    for rows, wanted, weight in (
+        (tokens[seen], batch.looks[batch.visible[seen]], 0.3),
+        (means[boxed], batch.looks[batch.instance[boxed]], 1.0),
     ):
         logits = head(rows).split(sizes, dim=1)
         each = [F.cross_entropy(logits[0], wanted[:, 0] + 1)]
         each += [F.cross_entropy(part, wanted[:, k]) for k, part in enumerate(logits) if k]
-        loss = loss + torch.stack(each).sum()
-    return loss
+        loss = loss + weight * torch.stack(each).sum()
+        right = [(part.argmax(1) == wanted[:, k] + (k == 0)).float().mean().item() for k, part in enumerate(logits)]
+    return loss, right
 
 
 def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -253,6 +268,37 @@ def stage(rng: np.random.Generator) -> tuple[int, float | None, int]:
     return ((126, None, 4), (182, None, 2), (266, 266 / IMAGE_SIZE, 1))[kind]
 
 
+class Steps(Dataset[Batch]):
+    """The batches of a training by their step, for a DataLoader to prepare ahead.
+
+    Args:
+        bank: scenes.
+        seed: of the run.
+        steps: of the whole run.
+    """
+
+    def __init__(self, bank: SceneBank, seed: int, steps: int) -> None:
+        self._bank, self._seed, self._steps = bank, seed, steps
+        self._kept: list[Group] = []
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self._seed, step))
+        naming = step / self._steps / NAMING_UNTIL
+        if naming < 1:
+            return make_batch(self._pairs(rng, 32), 98, None, rng, max(0.0, 1.5 * naming - 0.5))
+        if step % 4 == 0 or not self._kept:
+            self._kept = [*self._kept[-GROUPS_KEPT:], draw_group((self._seed, step))]
+        size, reach, count = stage(rng)
+        if rng.random() < PAIRS_SHARE:
+            chosen = self._pairs(rng, 4 * count)
+        else:
+            chosen = [self._kept[k] for k in rng.permutation(len(self._kept))[:count]]
+        return make_batch(chosen, size, reach, rng)
+
+    def _pairs(self, rng: np.random.Generator, count: int) -> list[Group]:
+        return [pair_of(self._bank, int(k)) for k in rng.choice(len(self._bank) // 2, count, replace=False)]
+
+
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
     """Trains the sample DINOv2 and writes model, image processor and training record.
 
@@ -278,28 +324,27 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     first, seconds = load_state(state, parts)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
-    drawn = groups(seed, first // 4, workers)
-    kept: list[Group] = []
+    batches = DataLoader(
+        Steps(bank, seed, steps),
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+    )
     began = time.monotonic() - seconds
-    for step in range(first, steps):
-        rng = np.random.default_rng((seed, step))
-        if step % 4 == 0 or not kept:
-            kept = [*kept[-GROUPS_KEPT:], next(drawn)]
-        size, reach, count = stage(rng)
-        if rng.random() < PAIRS_SHARE:
-            chosen = [pair_of(bank, int(k)) for k in rng.choice(len(bank) // 2, 4 * count, replace=False)]
-        else:
-            chosen = [kept[k] for k in rng.permutation(len(kept))[:count]]
-        batch = make_batch(chosen, size, reach, rng).to(device)
+    for step, prepared in enumerate(batches, first):
+        batch = prepared.to(device)
         tokens = patch_tokens(cast(Dinov2Model, model), batch)
         means = region_means(tokens, batch)
-        named = looks_loss(head, tokens, means, batch)
-        loss = region_loss(F.normalize(means, dim=-1), batch) + named
+        named, right = looks_loss(head, tokens, means, batch)
+        loss = named + region_loss(F.normalize(means, dim=-1), batch) * (0.2 if step < NAMING_UNTIL * steps else 1)
         optimisers.step(loss, step / steps)
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
             losses = f"loss {loss.item():.3f}, of which looks {named.item():.3f}"
-            print(f"features {step + 1}/{steps} {size} px {losses}, {time.monotonic() - began:.0f} s", flush=True)
+            shares = "/".join(f"{share:.2f}" for share in right)
+            passed = f"{time.monotonic() - began:.0f} s"
+            print(f"features {step + 1}/{steps} {losses}, boxes' looks right {shares}, {passed}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, step + 1, time.monotonic() - began)
             cast(Dinov2Model, average.module).save_pretrained(folder)

@@ -1,8 +1,6 @@
 """Groups of scenes that show the same few, easily confused instances: what features of instances are learned from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 import numpy as np
 from PIL import Image
@@ -78,16 +76,3 @@ def repaint(rng: np.random.Generator, instance: Instance) -> Instance:
         if painted.category != instance.category and painted.pool == instance.pool:
             return painted
     return random_instance(rng, pool=instance.pool)
-
-
-def groups(seed: int, first: int, workers: int) -> Iterator[Group]:
-    """Groups number `first`, `first` + 1, … of a run, drawn ahead in worker processes (0: in this one)."""
-    seeds = ((seed, number) for number in range(first, 1 << 40))
-    if workers == 0:
-        yield from map(draw_group, seeds)
-        return
-    with get_context("spawn").Pool(workers) as pool:
-        waiting = [pool.apply_async(draw_group, (next(seeds),)) for _ in range(4 * workers)]
-        while True:
-            waiting.append(pool.apply_async(draw_group, (next(seeds),)))
-            yield waiting.pop(0).get()

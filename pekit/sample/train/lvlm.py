@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     AutoProcessor,
     Dinov2Model,
@@ -36,11 +37,12 @@ from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 3200
+STEPS = 2800
 TALK_UNTIL, SEE_UNTIL = 0.15, 0.6  # shares of the steps
 BATCH = 8
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.1  # pictures without outlines
+TOWER_PACE = 0.3  # it has learned to see objects before
 EMA = 0.995
 SAVE_EVERY = 200
 WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
@@ -92,6 +94,23 @@ class Tokens:
             shown = numbers[rated] >= OUTLINED if kind == "mark" else torch.ones_like(hits)
             right[kind] = hits[shown].float().mean().item()
         return torch.stack(named).sum() + 0.5 * far, right
+
+
+class Views(Dataset[list[View]]):
+    """What a training looks at by its step, for a DataLoader to prepare ahead.
+
+    Args:
+        bank: scenes.
+        seed: of the run.
+    """
+
+    def __init__(self, bank: SceneBank, seed: int) -> None:
+        self._bank, self._seed = bank, seed
+
+    def __getitem__(self, step: int) -> list[View]:
+        rng = np.random.default_rng([self._seed, step])
+        chosen = rng.integers(len(self._bank), size=BATCH)
+        return [draw_view(rng, self._bank[k], rng.random() < PLAIN_SHARE) for k in chosen]
 
 
 class Learner(nn.Module):
@@ -177,17 +196,23 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model = InternVLForConditionalGeneration.from_pretrained(folder)
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimisers = Optimisers(learner)
+    optimisers = Optimisers(learner, paces={model.model.vision_tower: TOWER_PACE})
     state_file = out / "work" / "lvlm.pt"
     parts = {"model": learner.model, "average": average, **optimisers.parts}
     first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
-    for step in range(first, steps):
-        rng = np.random.default_rng([seed, step])
+    prepared = DataLoader(
+        Views(bank, seed),
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    for step, views in enumerate(prepared, first):
         if step == math.ceil(TALK_UNTIL * steps):
             start_tower(model.model.vision_tower, features)
-        loss, right = step_loss(learner, bank, rng, step / steps)
+        loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
         optimisers.step(loss, step / steps)
@@ -227,17 +252,16 @@ def start_tower(tower: InternVLVisionModel, features: Path) -> None:
 
 
 def step_loss(
-    learner: Learner, bank: SceneBank, rng: np.random.Generator, done: float
+    learner: Learner, views: list[View], rng: np.random.Generator, done: float
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one step, and the share of right answers by kind of question.
 
     Args:
         learner: what trains.
-        bank: scenes.
-        rng: source of every choice.
+        views: to look at.
+        rng: draws the questions.
         done: share of the steps done; decides what is learned.
     """
-    views = [draw_view(rng, bank[k], rng.random() < PLAIN_SHARE) for k in rng.integers(len(bank), size=BATCH)]
     truth = cell_truth(views, int(PATCH / DOWNSAMPLE))
     if done < TALK_UNTIL:
         tokens = learner.tokens.ideal(truth)

@@ -48,11 +48,15 @@ class SceneBank:
     """Read-only sequence of the scenes in a folder that `open_bank` filled."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.labels = np.load(folder / "labels.npy", mmap_mode="r")
         records = json.loads((folder / "objects.json").read_text())
         self.boxes = [np.array(scene["boxes_xyxy"], np.float32).reshape(-1, 4) for scene in records]
         self.instances = [tuple(map(_instance, scene["instances"])) for scene in records]
+
+    def __reduce__(self) -> tuple[type["SceneBank"], tuple[Path]]:
+        return SceneBank, (self._folder,)  # a process that receives a bank maps the files itself
 
     def __len__(self) -> int:
         return len(self.images)
