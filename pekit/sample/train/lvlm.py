@@ -3,12 +3,15 @@
 What the picture's tokens should hold is laid down beforehand: for each cell, in the text model's own word vectors, what
 the object there is (kind, colour, pattern, side of the picture, how many of its kind there are), and a mark that tells
 whether it is outlined. So the text model learns to answer from such tokens made of the truth, in minutes, while the
-vision tower, which starts as the sample DINOv2, learns to make them from pixels; in the end they learn together.
+vision tower, which starts as the sample DINOv2, learns to make them from pixels; in the end they learn together. What
+lies between the two is new, and were the tower to follow it from the beginning, it would forget what it knows: so at
+first only what is new learns.
 """
 
 import logging
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from transformers import (
 from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
+from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import halve, load_state, release, save_state
 from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
@@ -38,7 +42,7 @@ from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 log = logging.getLogger(__name__)
 
 STEPS = 2800
-TALK_UNTIL, SEE_UNTIL = 0.15, 0.6  # shares of the steps
+TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.15, 0.6, 0.75  # shares of the steps
 BATCH = 8
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.1  # pictures without outlines
@@ -196,12 +200,18 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     model = InternVLForConditionalGeneration.from_pretrained(folder)
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimisers = Optimisers(learner, paces={model.model.vision_tower: TOWER_PACE})
+    tower = model.model.vision_tower
+    optimisers = Optimisers(learner, paces={tower: TOWER_PACE})
     state_file = out / "work" / "lvlm.pt"
     parts = {"model": learner.model, "average": average, **optimisers.parts}
     first, seconds = load_state(state_file, parts)
-    started = time.monotonic() - seconds
+    began = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
+    # Never its embeddings and scales, which are made small: what suits others as a step would be a leap for them.
+    for name, weight in tower.named_parameters():
+        if name.startswith("embeddings.") or ".lambda_" in name:
+            weight.requires_grad_(False)
+    started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
     prepared = DataLoader(
         Views(bank, seed),
         batch_size=None,
@@ -211,7 +221,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     )
     for step, views in enumerate(prepared, first):
         if step == math.ceil(TALK_UNTIL * steps):
-            start_tower(model.model.vision_tower, features)
+            start_tower(tower, features, pixels(views))
+        for weight in started:
+            weight.requires_grad_(step >= TRANSLATE_UNTIL * steps)
         loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
@@ -219,23 +231,29 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         average.update_parameters(learner.model)
         if (step + 1) % 50 == 0:
             figures = ", ".join(f"{name} {np.nanmean(values):.2f}" for name, values in sorted(shown.items()))
-            passed = time.monotonic() - started
+            passed = time.monotonic() - began
             log.info("step %d of %d, %.0f s: loss %.3f, %s", step + 1, steps, passed, loss.item(), figures)
             shown = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state_file, parts, step + 1, time.monotonic() - started)
+            save_state(state_file, parts, step + 1, time.monotonic() - began)
     learner.model.load_state_dict(average.module.state_dict())
     learner.model.save_pretrained(folder)
     halve(folder)
-    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - started)
+    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - began)
 
 
-def start_tower(tower: InternVLVisionModel, features: Path) -> None:
+def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) -> None:
     """Starts the vision tower as the sample DINOv2, of the same shape but fewer layers; the others stay as they are.
+
+    Training leaves hidden states of any size, as norms hide it; here they are brought to a deviation of 1, or what the
+    other layers add would be nothing beside them. The DINOv2 uses positions only to find neighbours and has lost them
+    by its last layer, so the place from left to right is written once more over one of the positions' channels; this
+    disturbs it by about a hundredth.
 
     Args:
         tower: vision tower of the sample InternVL.
         features: model folder of the sample DINOv2.
+        pictures: f32 (B, 3, S, S), normalised, to measure hidden states on.
     """
     weights = {}
     for name, weight in Dinov2Model.from_pretrained(features, dtype=torch.float32).state_dict().items():
@@ -249,6 +267,18 @@ def start_tower(tower: InternVLVisionModel, features: Path) -> None:
         if not name.startswith("layernorm."):
             weights[name] = weight
     tower.load_state_dict(tower.state_dict() | weights)
+    with torch.no_grad():
+        states = tower(pixel_values=pictures, output_hidden_states=True).hidden_states
+        size = states[len(_layers_of(weights))].std()
+        for name, weight in tower.named_parameters():
+            if name in weights and (name.startswith("embeddings.") or ".lambda_" in name):
+                weight.div_(size)
+        n = IMAGE_SIZE // PATCH
+        tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += torch.linspace(-1, 1, n).repeat(n)
+
+
+def _layers_of(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[2] for name in names if name.startswith("encoder.layer.")}
 
 
 def step_loss(
