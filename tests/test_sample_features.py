@@ -150,9 +150,9 @@ def test_loss_counts_the_pairs_it_says() -> None:
     batch = _batch([0, 1, 1, 1], [0, 0, 1, -1], [[True, False], [True, False], [False, True], [False, False]])
     unit = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     cosine = (unit @ unit.T).double().numpy()
-    pulls = [np.log1p(np.exp(20 * (0.83 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
+    pulls = [np.log1p(np.exp(20 * (0.81 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
     wrong = {0: [2], 1: [2], 2: [0, 1], 3: [0, 1, 2]}
-    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.63)) for j in js)) / 20 for i, js in wrong.items()]
+    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.61)) for j in js)) / 20 for i, js in wrong.items()]
     ranks = [
         -np.log(np.exp(cosine[0, 1] / 0.07) / sum(np.exp(cosine[i, j] / 0.07) for j in (1 - i, 2))) for i in (0, 1)
     ]
@@ -188,9 +188,11 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
     either += [surprise(one, [-1], 0) for one in off]
     patches = [np.mean([surprise(one, which, k) for one, which in zip(on, looks, strict=True)]) for k in range(4)]
     box = [surprise(logits[:4].mean(0), looks[0], k) for k in range(4)]
-    expected = np.mean(either) + np.sum(patches) + np.sum(box)
-    means = region_means(tokens, batch)
-    assert looks_loss(head, tokens, means, batch).item() == pytest.approx(expected, rel=1e-4)
+    expected = 0.3 * (np.mean(either) + np.sum(patches)) + np.sum(box)
+    loss, right = looks_loss(head, tokens, region_means(tokens, batch), batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    parts = np.split(logits[:4].mean(0), np.cumsum(sizes)[:-1])
+    assert right == [float(part.argmax() == looks[0][k] + (k == 0)) for k, part in enumerate(parts)]
 
 
 def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:
@@ -214,9 +216,9 @@ def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_pat
 def test_shipped_checkpoint_tells_held_out_instances_apart() -> None:
     rows = {row.asked: row.value for row in evaluate(CHECKPOINT, seed=11, n_groups=5)}
     figures = {kind: rows[asked] for kind, (asked, _) in PAIRS.items()}
-    # Guards of what is shipped (0.78, 0.03 and 0.01 on the model card's larger draw), not all of what was aimed at;
+    # Guards of what is shipped (0.87, 0.03, 0.01 and 0.01 on the model card's larger draw), not all of what was aimed at;
     # things of another category in the very same paint are the known weakness there and are left out.
-    assert figures["same"] >= 0.70
+    assert figures["same"] >= 0.78
     assert figures["look-alike"] <= 0.10
     assert figures["other"] <= 0.03
     assert figures["background"] <= 0.02
