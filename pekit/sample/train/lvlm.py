@@ -309,26 +309,24 @@ def step_loss(
 
 _CARD = """# Sample LVLM
 
-An `InternVLForConditionalGeneration` of 1.1 million weights: a vision tower of six layers at 224 px, 64 image tokens,
+An `InternVLForConditionalGeneration` of 1.8 million weights: a vision tower of six layers at 336 px, 144 image tokens,
 a Qwen2 text model of three layers, a tokenizer that knows the sample's own words and spells the rest. The tower
 started as the sample DINOv2; all else was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
 instances that the sample benchmark never shows. Weights are stored in half precision and computed with in single
 precision.
 
-**It does not see well enough to be believed.** What it learned is to reply in the right form: a word to a question
-about colour, pattern, kind, side of the picture or number of its kind and, where options are given, one of them with
-its letter ("B.red"). It knows nothing of photographs. Which of two options is right of the outlined object, on
-instances it never saw, with outlines and prompts as `vqa.py` makes them:
+It replies with a word to a question about colour, pattern, kind, side of the picture or number of its kind and, where
+options are given, with one of them and its letter ("B.red"). **It sees, but not reliably**: on which side the outlined
+object is, it mostly knows; colour, pattern and kind it gets wrong too often to be believed in a single case. It knows
+nothing of photographs. Which of two options is right of the outlined object, on instances it never saw, with outlines
+and prompts as `vqa.py` makes them:
 
 | asked of it | figure | wanted |
 |---|---|---|
 {table}
 
-Half of the letters are right by chance: figures near 0.5 mean that nothing was learned of the picture, and the last
-line is then no evidence that outlines help. Small counts are the likelier ones: during training, questions of number
-were answered as well without outlines. The vision tower named the colour of a third of the training objects, the
-pattern of two fifths and the kind of a fifth when it was given their exact pixels: the tower is what more training must
-improve, before the text model can.
+Half of the letters are right by chance. The last line shows what the outline is worth: without it, the model cannot
+know which of several objects is meant.
 
 Trained in {minutes} minutes on part of one processor core:
 
