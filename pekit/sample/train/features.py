@@ -355,8 +355,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
 CARD = """# Sample DINOv2
 
 A `Dinov2Model` of 0.92 million weights: 5 layers of width 128, patches of 14 px, trained from scratch on scenes drawn
-by `pekit.sample.drawing`, with instances that the sample benchmark never shows. Weights are stored in half precision and
-computed with in single precision.
+by `pekit.sample.drawing`, with instances that the sample benchmark never shows. Weights are stored in half precision
+and computed with in single precision.
 
 The mean of its patch features over a loose box tells the drawn object in the box by its colours, its pattern and, less
 surely, its shape: a thing of another category in the very same colours and pattern is often taken for the same. The
