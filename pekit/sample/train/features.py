@@ -296,7 +296,8 @@ class Steps(Dataset[Batch]):
         return make_batch(chosen, size, reach, rng)
 
     def _pairs(self, rng: np.random.Generator, count: int) -> list[Group]:
-        return [pair_of(self._bank, int(k)) for k in rng.choice(len(self._bank) // 2, count, replace=False)]
+        pairs = rng.permutation(len(self._bank) // 2)[:count]
+        return [pair_of(self._bank, int(k)) for k in pairs]
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
