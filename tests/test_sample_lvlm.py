@@ -1,7 +1,9 @@
 """The sample LVLM: build, tokenizer, training targets, packed questions, and what the shipped checkpoint reaches."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,18 +23,21 @@ from pekit.records import Detection
 from pekit.sample.evaluate.lvlm import evaluate, questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.lvlm import Tokens, start_tower
+from pekit.sample.train.lvlm import Learner, Tokens, start_tower
 from pekit.sample.train.lvlm_talk import Turn, chat, pack
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
     BACKGROUND,
+    CELL,
     IGNORED,
     OUTLINED,
     PLAIN,
     CellTruth,
     View,
     cell_truth,
+    near_view,
     outline,
+    pixels,
 )
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "lvlm"
@@ -158,6 +163,63 @@ def test_cells_say_what_is_where() -> None:
     assert truth.mark[0].tolist() == [PLAIN, BACKGROUND, IGNORED, OUTLINED]
 
 
+@pytest.fixture
+def whole() -> View:
+    rng = np.random.default_rng(5)
+    labels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    labels[20:90, 10:80], labels[150:260, 200:300] = 1, 2
+    boxes = [[10, 20, 80, 90], [200, 150, 300, 260]]
+    things = [
+        thing(kind, colour, [side / IMAGE_SIZE for side in box])
+        for kind, colour, box in zip(("mug", "kite"), ("red", "blue"), boxes, strict=True)
+    ]
+    image = rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    return replace(view_of(things, labels, (1,), [boxes[1]]), image=image)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_near_view_is_a_part_of_the_whole_around_an_object(whole: View, k: int) -> None:
+    n, cells = IMAGE_SIZE // CELL, 6
+    rng = np.random.default_rng(8)
+    for _ in range(5):
+        near = near_view(rng, whole, k, cells)
+        top, left = (place * PATCH for place in near.corner)
+        assert (near.image == whole.image[top : top + cells * CELL, left : left + cells * CELL]).all()
+        assert (near.labels == k + 1).sum() > (whole.labels == k + 1).sum() / 2
+        row, column = top // CELL, left // CELL
+        part, all_of_it = cell_truth([near]), cell_truth([whole])
+
+        def cut(numbers: torch.Tensor, row: int = row, column: int = column) -> list[int]:
+            return numbers.view(n, n)[row : row + cells, column : column + cells].ravel().tolist()
+
+        assert part.mark[0].tolist() == cut(all_of_it.mark[0])
+        for kind in ("colour", "category", "side"):
+            assert part.words[kind][0].tolist() == cut(all_of_it.words[kind][0])
+        assert (part.words["count"] == IGNORED).all() and not (all_of_it.words["count"] == IGNORED).all()
+
+
+class NoMixing(torch.nn.Module):
+    def forward(self, states: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=states)
+
+
+def test_learner_sees_as_the_model_does_and_near_views_in_their_place(
+    untrained: Path, processor: InternVLProcessor, whole: View
+) -> None:
+    model = InternVLForConditionalGeneration.from_pretrained(untrained).eval()
+    learner = Learner(model, processor, 1)
+    near = near_view(np.random.default_rng(8), whole, 1, 6)
+    row, column = (place * PATCH // CELL for place in near.corner)
+    with torch.inference_mode():
+        own = model.model.get_image_features(pixel_values=pixels([whole]), return_dict=True).pooler_output
+        torch.testing.assert_close(learner.see([whole]), own.view(1, -1, own.shape[-1]))
+        model.model.vision_tower.encoder = NoMixing()  # so that a patch's token depends on itself and its place alone
+        grid = learner.see([whole]).unflatten(1, (IMAGE_SIZE // CELL, IMAGE_SIZE // CELL))
+        torch.testing.assert_close(
+            learner.see([near]).unflatten(1, (6, 6)), grid[:, row : row + 6, column : column + 6]
+        )
+
+
 def test_ideal_tokens_say_what_is_true_and_are_never_wrong() -> None:
     generator = torch.Generator().manual_seed(0)
     words = {kind: torch.randn(len(answers), 256, generator=generator) for kind, answers in ANSWERS.items()}
@@ -191,8 +253,8 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
     tower = InternVLForConditionalGeneration.from_pretrained(untrained).model.vision_tower.eval()
     side, n = 518 // PATCH, IMAGE_SIZE // PATCH
     first = (side - n) // 2
-    pixels = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
-    start_tower(tower, tmp_path, pixels)
+    pictures = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    start_tower(tower, tmp_path, pictures)
     features = Dinov2Model.from_pretrained(tmp_path).eval()
     with torch.inference_mode():
         depth = features.config.num_hidden_layers
@@ -200,13 +262,13 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
         middle = own[:, 1:].unflatten(1, (side, side))[:, first : first + n, first : first + n].flatten(1, 2)
         features.embeddings.position_embeddings.data = torch.cat([own[:, :1], middle], dim=1)
         features.embeddings.patch_embeddings.num_patches = n * n
-        theirs = features(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
+        theirs = features(pixel_values=pictures, output_hidden_states=True).hidden_states[depth]
         # what the tower has besides is the place from left to right, in one channel
         added = tower.embeddings.position_embeddings[0, 1:] - middle[0] / theirs.std()
         [channel] = (added.abs() > 1e-3).any(0).nonzero().ravel().tolist()
         torch.testing.assert_close(added[:, channel].unflatten(0, (n, n))[5], torch.linspace(-1, 1, n))
         tower.embeddings.position_embeddings[0, 1:] -= added
-        ours = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[depth]
+        ours = tower(pixel_values=pictures, output_hidden_states=True).hidden_states[depth]
     assert ours.std().item() == pytest.approx(1, abs=1e-3)
     # not to the last digit: the norms' epsilon weighs more beside smaller states
     torch.testing.assert_close(ours, theirs / theirs.std(), rtol=1e-3, atol=1e-3)

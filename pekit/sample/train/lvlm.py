@@ -35,18 +35,31 @@ from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import halve, load_state, release, save_state
 from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
-from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, OUTLINED, CellTruth, View, cell_truth, draw_view, pixels
+from pekit.sample.train.lvlm_views import (
+    ANSWERS,
+    IGNORED,
+    OUTLINED,
+    CellTruth,
+    View,
+    cell_truth,
+    draw_view,
+    near_view,
+    pixels,
+)
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
-STEPS = 2800
-TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.15, 0.6, 0.75  # shares of the steps
+STEPS = 7000
+TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.8  # shares of the steps
 BATCH = 8
+SCENES_NEAR, OBJECTS_NEAR = 14, 2  # looked at from near in a step, and at most so many objects of each
+NEAR_CELLS = 6  # side of a near view in image tokens
+WHOLE_EVERY = 4  # steps, while near views teach
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.1  # pictures without outlines
-TOWER_PACE = 0.3  # it has learned to see objects before
+TOWER_PACE = 0.5  # it has learned to see objects before
 EMA = 0.995
 SAVE_EVERY = 200
 WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
@@ -106,15 +119,21 @@ class Views(Dataset[list[View]]):
     Args:
         bank: scenes.
         seed: of the run.
+        steps: of the whole run.
     """
 
-    def __init__(self, bank: SceneBank, seed: int) -> None:
-        self._bank, self._seed = bank, seed
+    def __init__(self, bank: SceneBank, seed: int, steps: int) -> None:
+        self._bank, self._seed, self._steps = bank, seed, steps
 
     def __getitem__(self, step: int) -> list[View]:
         rng = np.random.default_rng([self._seed, step])
-        chosen = rng.integers(len(self._bank), size=BATCH)
-        return [draw_view(rng, self._bank[k], rng.random() < PLAIN_SHARE) for k in chosen]
+        near = TRANSLATE_UNTIL <= step / self._steps < SEE_UNTIL and step % WHOLE_EVERY != 0
+        chosen = rng.integers(len(self._bank), size=SCENES_NEAR if near else BATCH)
+        views = [draw_view(rng, self._bank[k], rng.random() < PLAIN_SHARE) for k in chosen]
+        if not near:
+            return views
+        objects = [(view, int(k)) for view in views for k in rng.permutation(len(view.things))[:OBJECTS_NEAR]]
+        return [near_view(rng, view, k, NEAR_CELLS) for view, k in objects]
 
 
 class Learner(nn.Module):
@@ -141,9 +160,15 @@ class Learner(nn.Module):
     def see(self, views: list[View]) -> Tensor:
         """Image tokens of views, f32 (B, n, D)."""
         inner = self.model.model
-        patches = inner.vision_tower(pixel_values=pixels(views)).last_hidden_state[:, 1:]
-        side = int(patches.shape[1] ** 0.5)
-        grid = inner.pixel_shuffle(patches.unflatten(1, (side, side)), scale_factor=DOWNSAMPLE)
+        tower, pictures = inner.vision_tower, pixels(views)
+        side, n = IMAGE_SIZE // PATCH, pictures.shape[-1] // PATCH
+        places = tower.embeddings.position_embeddings[0, 1:].unflatten(0, (side, side))
+        seen = torch.stack([places[row : row + n, column : column + n] for row, column in (v.corner for v in views)])
+        patches = tower.embeddings.patch_embeddings(pictures) + seen.flatten(1, 2)
+        first = tower.embeddings.cls_token + tower.embeddings.position_embeddings[:, :1]
+        states = tower.encoder(torch.cat([first.expand(len(views), -1, -1), patches], dim=1)).last_hidden_state
+        patches = tower.layernorm(states)[:, 1:]
+        grid = inner.pixel_shuffle(patches.unflatten(1, (n, n)), scale_factor=DOWNSAMPLE)
         return inner.multi_modal_projector(grid.flatten(1, 2))
 
     def reply(self, tokens: Tensor, views: list[View], rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -213,7 +238,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             weight.requires_grad_(False)
     started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
     prepared = DataLoader(
-        Views(bank, seed),
+        Views(bank, seed, steps),
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,
@@ -292,7 +317,7 @@ def step_loss(
         rng: draws the questions.
         done: share of the steps done; decides what is learned.
     """
-    truth = cell_truth(views, int(PATCH / DOWNSAMPLE))
+    truth = cell_truth(views)
     if done < TALK_UNTIL:
         tokens = learner.tokens.ideal(truth)
         # Seen tokens will be less certain than true ones.
@@ -301,7 +326,7 @@ def step_loss(
         return learner.reply(tokens * strength[..., None] + noise, views, rng)
     tokens = learner.see(views)
     seen, right = learner.tokens.loss(tokens, truth)
-    if done < SEE_UNTIL:
+    if done < TRANSLATE_UNTIL or len(views[0].image) < IMAGE_SIZE:
         return seen, right
     told, answered = learner.reply(tokens, views, rng)
     return told + 0.2 * seen, right | answered

@@ -1,7 +1,7 @@
 """What the sample LVLM looks at while it trains: scenes with outlined objects, and what is where in them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,11 +9,12 @@ import torch
 from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.prompting import LINE_WIDTH
 from pekit.sample.benchmark import SIZES
-from pekit.sample.models.lvlm import IMAGE_SIZE, MEAN, STD
+from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, MEAN, PATCH, STD
 from pekit.sample.questions import QUESTION_TEMPLATES, right_answer
 from pekit.sample.train.scenes import StoredScene, augment
 
 IGNORED = -100
+CELL = int(PATCH / DOWNSAMPLE)  # px of the picture to an image token, each way
 ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
 LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
 BARE_SHARE = 0.03  # at most as much, and the cell shows the background
@@ -33,6 +34,7 @@ class View:
         outlined: numbers of the outlined objects, in the order of the box colours; empty for a plain picture.
         boxes_xyxy: float32 (len(outlined), 4) in px, the outlines.
         whole: whether the view holds every object of the scene, so that they can be counted.
+        corner: row and column of its first patch in the grid of a whole picture.
     """
 
     image: np.ndarray
@@ -41,6 +43,7 @@ class View:
     outlined: tuple[int, ...]
     boxes_xyxy: np.ndarray
     whole: bool
+    corner: tuple[int, int] = (0, 0)
 
 
 def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View:
@@ -78,6 +81,23 @@ def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View
     ]
     whole = len(seen.instances) == len(scene.instances)
     return View(image, seen.labels, things, outlined, boxes, whole)
+
+
+def near_view(rng: np.random.Generator, view: View, k: int, cells: int) -> View:
+    """The part of a view around one of its objects; its patches keep their places.
+
+    Args:
+        rng: source of every choice.
+        view: of a whole picture.
+        k: number of the object.
+        cells: side of the part, in image tokens.
+    """
+    x1, y1, x2, y2 = np.array(view.things[k]["box_xyxyn"]) * IMAGE_SIZE / CELL
+    centre = np.array([y1 + y2, x1 + x2]) / 2 + rng.uniform(-1, 1, 2)
+    row, column = np.clip((centre - cells / 2).round().astype(int), 0, IMAGE_SIZE // CELL - cells)
+    rows, columns = (slice(first * CELL, (first + cells) * CELL) for first in (row, column))
+    corner = (int(row) * CELL // PATCH, int(column) * CELL // PATCH)
+    return replace(view, image=view.image[rows, columns], labels=view.labels[rows, columns], whole=False, corner=corner)
 
 
 def outline(
@@ -130,7 +150,7 @@ class CellTruth:
     mark: torch.Tensor
 
 
-def cell_truth(views: Sequence[View], cell: int) -> CellTruth:
+def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
     """Look up, cell by cell, what views show.
 
     Args:
