@@ -24,7 +24,7 @@ from pekit.sample.evaluate.lvlm import evaluate, questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.train.lvlm import Learner, Tokens, start_tower
-from pekit.sample.train.lvlm_talk import Turn, chat, pack
+from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
     BACKGROUND,
@@ -196,6 +196,17 @@ def test_near_view_is_a_part_of_the_whole_around_an_object(whole: View, k: int) 
         for kind in ("colour", "category", "side"):
             assert part.words[kind][0].tolist() == cut(all_of_it.words[kind][0])
         assert (part.words["count"] == IGNORED).all() and not (all_of_it.words["count"] == IGNORED).all()
+
+
+def test_order_is_asked_about_outlined_objects_that_are_apart(whole: View) -> None:
+    both = replace(whole, outlined=(1, 0))  # the kite, on the right, is the first to be named
+    for seed in range(6):
+        turn = order_question(np.random.default_rng(seed), both, ["Noras kite", "momo"])
+        assert turn is not None and turn.prompt.startswith("Which is more to the left, ")
+        assert turn.prompt.count("Noras kite") == turn.prompt.count("momo") == 2
+        assert turn.reply in turn.prompt and turn.reply[2:] == "momo"
+    above = [thing("mug", "red", [0.4, 0, 0.6, 0.2]), thing("mug", "red", [0.45, 0.5, 0.7, 0.9])]
+    assert order_question(np.random.default_rng(0), replace(both, things=above), ["a", "b"]) is None
 
 
 class NoMixing(torch.nn.Module):

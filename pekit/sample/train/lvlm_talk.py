@@ -6,7 +6,7 @@ in half the time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_lowercase
 from typing import Any, cast
 
@@ -17,11 +17,20 @@ from transformers import InternVLProcessor
 from pekit.lvlm import IMAGE, wrap
 from pekit.prompting import box_prompt, text_prompt, with_options
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
-from pekit.sample.questions import QUESTION_TEMPLATES, TEXT_KINDS, describe, right_answer, wrong_answer
+from pekit.sample.questions import (
+    LEAST_OFF_CENTRE,
+    ORDER_TEMPLATE,
+    QUESTION_TEMPLATES,
+    TEXT_KINDS,
+    describe,
+    right_answer,
+    wrong_answer,
+)
 from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View, known_answer
 
 QUESTIONS = 6
 OPEN_SHARE = 0.35
+ORDER_SHARE = 0.25  # of the questions about several outlined objects
 _FALSE_OF_ALL = 0.3  # share of wrong options that are drawn at random
 # A margin around the wordings of the sample's question files.
 _MORE_WORDINGS = {
@@ -52,8 +61,11 @@ def random_turns(rng: np.random.Generator, view: View) -> list[Turn]:
     meant = view.outlined or (int(rng.integers(len(view.things))),)
     names = [random_name(rng, view.things[k]["category"]) for k in meant]
     told = names if view.outlined else []
-    turns = []
+    turns: list[Turn] = []
     for _ in range(QUESTIONS):
+        if len(told) > 1 and rng.random() < ORDER_SHARE and (turn := order_question(rng, view, names)):
+            turns.append(replace(turn, prompt=box_prompt(turn.prompt, told)))
+            continue
         place = int(rng.integers(len(meant)))
         own = view.things[meant[place]]
         kinds = [kind for kind in ANSWERS if known_answer(kind, own, view.things) and (kind != "count" or view.whole)]
@@ -96,6 +108,27 @@ def random_question(rng: np.random.Generator, kind: str, name: str, own: dict, t
     wrong = wrong_answer(rng, kind, own, things)
     if rng.random() < _FALSE_OF_ALL:
         wrong = str(rng.choice([a for a in ANSWERS[kind] if a != right and (kind != "colour" or a != own["accent"])]))
+    return _two_options(rng, kind, text, right, wrong)
+
+
+def order_question(rng: np.random.Generator, view: View, names: Sequence[str]) -> Turn | None:
+    """Ask which of two outlined objects is more to the left; None where neither is by much.
+
+    Args:
+        rng: source of every choice.
+        view: the picture.
+        names: of its outlined objects, two at least.
+    """
+    one, other = rng.permutation(len(names))[:2].tolist()
+    centres = [sum(view.things[view.outlined[k]]["box_xyxyn"][::2]) / 2 for k in (one, other)]
+    if abs(centres[0] - centres[1]) < LEAST_OFF_CENTRE:
+        return None
+    right, wrong = (names[one], names[other]) if centres[0] < centres[1] else (names[other], names[one])
+    text = ORDER_TEMPLATE.format(name=names[one], other=names[other])
+    return _two_options(rng, "order", text, right, wrong)
+
+
+def _two_options(rng: np.random.Generator, kind: str, text: str, right: str, wrong: str) -> Turn:
     letter = "AB"[rng.integers(2)]
     options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
     return Turn(kind + "2", with_options(text, options), f"{letter}.{right}")
