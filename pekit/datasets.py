@@ -401,3 +401,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def squash(image: Image.Image, size: int) -> Image.Image:
     """The whole photo at size x size, aspect ratio not kept, antialiased bilinear (method, step 1)."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def views_folder(features_folder: Path, dataset: str, multi_concept: bool, grounding_sam: bool) -> Path:
+    """The folder that holds one folder of views per concept."""
+    folder = features_folder / dataset
+    if multi_concept:
+        folder /= "multi_concept"
+    folder /= "extracted_features"
+    return folder / "gsam" if grounding_sam else folder

@@ -24,15 +24,6 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-def views_folder(features_folder: Path, dataset: str, multi_concept: bool, grounding_sam: bool) -> Path:
-    """The folder that holds one folder of views per concept."""
-    folder = features_folder / dataset
-    if multi_concept:
-        folder /= "multi_concept"
-    folder /= "extracted_features"
-    return folder / "gsam" if grounding_sam else folder
-
-
 def view_name(concept: str, stem: str, augmentation: int) -> str:
     """Path of one view relative to ``views_folder``."""
     return f"{concept}/{stem}_{augmentation}.pt"

@@ -30,11 +30,11 @@ from conftest import (
 from PIL import Image
 from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, prompt_of, write_json
 
-from pekit import asking
+from pekit import asking, datasets
 from pekit.cli import detection
 from pekit.cli.vqa import main
 from pekit.records import Detection, UserError, View
-from pekit.views import save_view, view_file, views_folder
+from pekit.views import save_view, view_file
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ("--num_workers", 0, "--n_training_views", 1)
@@ -102,7 +102,7 @@ def world(shared: Shared, models: Path) -> Path:
         for dataset, multi, concepts in (("yollava", False, ("pig-cup", "lamp")), ("this-is-my", True, PEOPLE)):
             for concept in concepts:
                 patches = rng.normal(size=(2, width)).astype(np.float32)
-                views = views_folder(folder / "features", dataset, multi, False)
+                views = datasets.views_folder(folder / "features", dataset, multi, False)
                 save_view(view_file(views, concept, "0", 0), View(concept, "0.png", 0, patches, patches.mean(0)))
 
     return shared("vqa", build)

@@ -96,7 +96,6 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
         return parallel.launch(main, argv, len(args.device_ids))
 
     from pekit.detecting import DetectionSettings, run_detection
-    from pekit.views import views_folder
 
     settings = DetectionSettings(
         dataset=args.dataset,
@@ -110,7 +109,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
         box_overlap_thresh=args.box_overlap_thresh,
         seed=args.seed,
         limit=args.limit,
-        views_folder=views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        views_folder=datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
         save_folder=args.save_folder,
         show=args.show,
     )
@@ -124,4 +123,5 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
             print(f"left out: {reason}")
         if report.failed:
             print(f"{len(report.failed)} of {report.photos} photos could not be read")
-    return 1 if report.failed else 0
+    # Were others to fail too, whoever started them would stop the first while it is still writing.
+    return 1 if report.failed and shard.rank == 0 else 0

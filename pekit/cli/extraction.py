@@ -62,10 +62,9 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
         return parallel.launch(main, argv, len(args.device_ids))
 
     from pekit.extracting import ExtractionSettings, run_extraction
-    from pekit.views import views_folder
 
     settings = ExtractionSettings(
-        folder=views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        folder=datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
         n_augment=args.n_augment if args.variation == "augment" else 0,
         grounding_sam=args.grounding_sam,
         min_mask_area=args.min_mask_area,
@@ -82,4 +81,5 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
             print(f"left out: {reason}")
         if report.failed:
             print(f"{len(report.failed)} of {len(photos)} photos could not be read")
-    return 1 if report.failed else 0
+    # Were others to fail too, whoever started them would stop the first while it is still writing.
+    return 1 if report.failed and shard.rank == 0 else 0

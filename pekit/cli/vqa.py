@@ -205,7 +205,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _views_folder(args: argparse.Namespace) -> Path:
-    from pekit.views import views_folder
+    from pekit.datasets import views_folder
 
     return views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
 
