@@ -30,6 +30,7 @@ from pekit.views import read_manifest
 
 log = logging.getLogger(__name__)
 
+KEPT_SIMILARITIES = 1000
 INVERTED_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
 
 
@@ -96,19 +97,20 @@ def run_detection(
     photos = _tested(photos, gallery, settings)
     config = _config(settings, models, loading, sources, gallery, photos)
     lock = None
-    folder = settings.save_folder
+    folder, parts = settings.save_folder, 0
+    done: dict[str, dict] = {}
     if shard.rank == 0:
         folder, lock = _run_folder(settings, config)
-    folder = gather(folder, shard)[0]
-
-    # one file per process and start: a file cut short by an interruption is never appended to
-    parts = sorted(folder.glob("part-*.jsonl"))
-    records = [record for part in parts for record in results.read_jsonl(part)]
-    done = {record["photo"]: record for record in records if not record["error"]}
-    todo = [photo for photo in shard.share(photos) if photo.name not in done]
+        stored = sorted(folder.glob("part-*.jsonl"))
+        records = [record for part in stored for record in results.read_jsonl(part)]
+        parts, done = len(stored), {record["photo"]: record for record in records if not record["error"]}
+    # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
+    folder, parts, finished = gather((folder, parts, set(done)), shard)[0]
+    todo = shard.share([photo for photo in photos if photo.name not in finished])
     if todo:
         recognizer = Recognizer(models, ground=not segment, segment=segment)
-        part = folder / f"part-{len(parts):04d}-{shard.rank}.jsonl"
+        # one file per process and start: a file cut short by an interruption is never appended to
+        part = folder / f"part-{parts:04d}-{shard.rank}.jsonl"
         matched = match_photos(recognizer, todo, gallery, loading, settings.min_mask_area)
         with part.open("w", encoding="utf-8") as file:
             for matches in tqdm(matched, total=len(todo), desc="detecting", unit="photo"):
@@ -227,7 +229,11 @@ def _run_folder(settings: DetectionSettings, config: dict) -> tuple[Path, IO | N
 
 
 def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, size: int) -> dict:
-    """What a run keeps of one photo: detections at each threshold, best similarity with each concept."""
+    """What a run keeps of one photo: detections at each threshold, similarities with the nearest concepts."""
+    # Of a large gallery the nearest concepts only: a number for each of 100,000 would be megabytes a photo.
+    nearest = range(len(gallery.keys))
+    if len(nearest) > KEPT_SIMILARITIES:
+        nearest = np.argsort(-matches.best.nearest, kind="stable")[:KEPT_SIMILARITIES].tolist()
     found = {
         str(t): detect(matches.best, matches.boxes_xyxy, gallery.keys, t, size, settings.box_overlap_thresh)
         for t in settings.thresholds
@@ -237,7 +243,7 @@ def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, siz
             "photo": matches.photo.name,
             "labels": matches.photo.concepts,
             "detections": {t: [detection.as_json() for detection in own] for t, own in found.items()},
-            "similarities": dict(zip(gallery.keys, matches.best.nearest, strict=True)),
+            "similarities": {gallery.keys[c]: matches.best.nearest[c] for c in nearest},
             "error": matches.error,
         }
     )

@@ -67,15 +67,19 @@ def run_extraction(
     """
     _refuse_shared_files(photos, settings)
     manifest = _manifest(identify(models, ground=True, segment=settings.grounding_sam), settings, models, loading)
-    if shard.rank == 0:
-        _make_room(manifest, settings)
-    gather(None, shard)  # views that are in the way are gone before anyone looks for finished ones
 
     def place(task: Task) -> Path:
         return view_file(settings.folder, task.photo.concepts[0], task.photo.path.stem, task.augmentation)
 
-    tasks = [Task(photo, number) for photo in shard.share(photos) for number in range(settings.n_augment + 1)]
-    todo = tasks if settings.overwrite else [task for task in tasks if not place(task).is_file()]
+    tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
+    missing: list[int] = []
+    if shard.rank == 0:
+        _make_room(manifest, settings)
+        missing = [i for i, task in enumerate(tasks) if settings.overwrite or not place(task).is_file()]
+    # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
+    left = [tasks[i] for i in gather(missing, shard)[0]]
+    mine = set(shard.share(list(dict.fromkeys(task.photo for task in left))))
+    todo = [task for task in left if task.photo in mine]
     if settings.shuffle:
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
     failed: dict[str, str] = {}
@@ -94,11 +98,12 @@ def run_extraction(
             settings.min_mask_area if settings.grounding_sam else 0,
         )
     lost = sum(task.photo.name in failed for task in todo)
-    reports = gather(ExtractionReport(len(todo) - lost, len(tasks) - len(todo), failed), shard)
     everything: dict[str, str] = {}
-    for report in reports:
-        everything |= report.failed
-    return ExtractionReport(sum(r.made for r in reports), sum(r.kept for r in reports), everything)
+    made = 0
+    for count, reasons in gather((len(todo) - lost, failed), shard):
+        made += count
+        everything |= reasons
+    return ExtractionReport(made, len(tasks) - len(left), everything)
 
 
 def _manifest(

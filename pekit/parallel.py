@@ -5,14 +5,18 @@ Each process takes every world-th photo; processes meet only to exchange small r
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def joined(shard: Shard) -> Iterator[None]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", timeout=LONGEST_WAIT)  # one that ends early waits for the slowest
     try:
         yield
     finally:
@@ -94,7 +98,15 @@ def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int
     try:
         multiprocessing.spawn(_rank, (work, argv, count, port), nprocs=count)
     except multiprocessing.ProcessExitedException as error:
-        return error.exit_code if error.exit_code > 0 else 1
+        if error.exit_code > 0:
+            return error.exit_code
+        log.error(
+            "process %d of %d was killed (%s); finished photos are kept: run the same command again",
+            error.error_index + 1,
+            count,
+            error.signal_name or error.exit_code,
+        )
+        return 1
     return 0
 
 

@@ -118,6 +118,35 @@ def test_two_processes_equal_one(data: Path, models: Path, call: Callable) -> No
         assert a["detections"] == b["detections"]
 
 
+def test_results_are_whole_where_a_photo_is_unreadable(data: Path, models: Path, call: Callable) -> None:
+    """Writing many thresholds takes the first process longer than the others need to end."""
+    run = (*options(data, models), "--features_folder", data / "views")
+    assert_ran(call(extraction.main, *run))
+    detect = (*run, "--save_folder", data / "results", "--detect_thresh=-0.9:0.9:0.01", "--device_ids", "0,1")
+    result = run_script("detection.py", *detect)
+    assert_ran(result, 1)
+    assert result.stdout.count("1 of 4 photos could not be read") == 1
+    assert len(list(run_folder(data / "results").glob("threshold-*/metrics.json"))) == 181
+    assert (run_folder(data / "results") / "summary.json").is_file()
+
+
+def test_a_killed_process_is_reported(tmp_path: Path) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal\n"
+        "from pekit import parallel\n"
+        "def work(argv):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        "    raise SystemExit(parallel.launch(work, [], 2))\n"
+    )
+    env = script_environment() | {"PYTHONPATH": str(ROOT)}
+    died = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=env)
+    assert died.returncode == 1
+    assert "was killed (SIGKILL)" in died.stderr and "run the same command again" in died.stderr
+    assert "Traceback" not in died.stderr
+
+
 def kill_one_of_two(command: list[str], begun: Callable[[], bool]) -> int:
     """Start a script in two processes, kill the second without warning once work has begun; the exit code of all."""
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=script_environment())
