@@ -229,8 +229,6 @@ class _Index:
 
 def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
     """Whether the concepts have more than ``LARGE`` views; stops counting there."""
-    if (folder / CONSOLIDATED).is_file():
-        return True
     count = 0
     for concept in concepts:
         own = folder / concept.key
