@@ -32,12 +32,12 @@ def main() -> None:
         run(str(ROOT / "extraction.py"), *shared)
         detect = [str(ROOT / "detection.py"), *shared, "--save_folder", str(folder / "results")]
         ids = ",".join(str(i) for i in range(args.processes))
-        threads = max(1, args.threads // args.processes)
+        threads = str(args.threads)  # of the one process, or of all together
         sides = {
-            "one process": lambda: run(*detect, OMP_NUM_THREADS=str(threads)),
-            f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=str(threads)),
+            "one process": lambda: run(*detect, OMP_NUM_THREADS=threads),
+            f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=threads),
         }
-        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process", threads_of_each_process=threads)
+        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process", processes=args.processes)
 
 
 def run(*command: str, **environment: str) -> None:

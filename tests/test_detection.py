@@ -38,7 +38,7 @@ from conftest import (
     write_yollava,
 )
 
-from pekit import regions
+from pekit import detecting, regions
 from pekit.cli import extraction
 from pekit.cli.detection import main
 from pekit.records import Regions
@@ -252,6 +252,18 @@ class TestResults:
             single = detect(call, small, models, "--detect_thresh", threshold)
             for name in ("predictions.jsonl", "metrics.json"):
                 assert (single / name).read_bytes() == (several / f"threshold-{threshold}" / name).read_bytes()
+
+    def test_of_many_concepts_the_nearest_are_recorded(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = detect(call, small, models, "--detect_thresh", 0.5)
+        monkeypatch.setattr(detecting, "KEPT_SIMILARITIES", 1)
+        cut = detect(call, small, models, "--detect_thresh", 0.5)
+        assert (whole / "metrics.json").read_bytes() == (cut / "metrics.json").read_bytes()
+        lines = ((run / "predictions.jsonl").read_text().splitlines() for run in (whole, cut))
+        for every, record in (map(json.loads, pair) for pair in zip(*lines, strict=True)):
+            nearest = max(every["similarities"], key=every["similarities"].get)
+            assert record == every | {"similarities": {nearest: every["similarities"][nearest]}}
 
     def test_show_draws_the_photos(self, small: Path, models: Path, call: Callable) -> None:
         from PIL import Image
