@@ -37,7 +37,7 @@ def main() -> None:
             "one process": lambda: run(*detect, OMP_NUM_THREADS=threads),
             f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=threads),
         }
-        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process", processes=args.processes)
+        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process")
 
 
 def run(*command: str, **environment: str) -> None:

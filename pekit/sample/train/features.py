@@ -33,10 +33,10 @@ from pekit.sample.train.regions import PATCH, scene_regions, tight_box
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
-STEPS = 4500
+STEPS = 12900
 THRESHOLD = 0.75
-PULL_MARGIN = 0.06
-PUSH_MARGIN = 0.14
+PULL_MARGIN = 0.04
+PUSH_MARGIN = 0.19
 TEMPERATURE = 0.07
 GROUPS_KEPT = 500
 NAMING_UNTIL = 0.62  # share of the steps that learn the looks of single objects
