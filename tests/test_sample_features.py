@@ -216,9 +216,9 @@ def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_pat
 def test_shipped_checkpoint_tells_held_out_instances_apart() -> None:
     rows = {row.asked: row.value for row in evaluate(CHECKPOINT, seed=11, n_groups=5)}
     figures = {kind: rows[asked] for kind, (asked, _) in PAIRS.items()}
-    # Guards of what is shipped (0.87, 0.03, 0.01 and 0.01 on the card's larger draw), not all of what was aimed at;
+    # Guards of what is shipped (0.88, 0.02, 0.00 and 0.00 on the card's larger draw), not all of what was aimed at;
     # things of another category in the very same paint are the known weakness there and are left out.
-    assert figures["same"] >= 0.78
+    assert figures["same"] >= 0.80
     assert figures["look-alike"] <= 0.10
-    assert figures["other"] <= 0.03
+    assert figures["other"] <= 0.02
     assert figures["background"] <= 0.02
