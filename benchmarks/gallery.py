@@ -18,13 +18,15 @@ from pekit.views import view_name
 
 
 def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int) -> list[str]:
-    """A consolidated file as PeKit writes it, beside empty concept folders (making the views would take an hour)."""
+    """A consolidated file as PeKit writes it, beside views that are empty files (making them would take an hour)."""
     names = [f"{i:06d}-mug" for i in range(concepts)]
+    files = [view_name(name, str(view), 0) for name in names for view in range(views)]
     for name in names:
         (folder / name).mkdir()
+    for file in files:
+        (folder / file).touch()
     rows = torch.randn((concepts * views, width), generator=torch.Generator().manual_seed(seed)).half()
     signature = gallery._signature(folder)
-    files = [view_name(name, str(view), 0) for name in names for view in range(views)]
     tensors = {
         "rows": rows,
         "valid": torch.ones(len(rows), dtype=torch.bool),
@@ -39,6 +41,7 @@ def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int
 def main() -> None:
     args = parser(__doc__, proposals=900, concepts=100_000, views=5, width=1024, seed=0).parse_args()
     torch.set_num_threads(args.threads)
+    gallery.LARGE = min(gallery.LARGE, args.concepts * args.views - 1)  # a toy gallery is opened from its file, too
     with tempfile.TemporaryDirectory() as name:
         names = write_gallery(Path(name), args.concepts, args.views, args.width, args.seed)
         concepts = [concept_of_folder("yollava", name) for name in names]

@@ -150,9 +150,9 @@ def test_loss_counts_the_pairs_it_says() -> None:
     batch = _batch([0, 1, 1, 1], [0, 0, 1, -1], [[True, False], [True, False], [False, True], [False, False]])
     unit = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     cosine = (unit @ unit.T).double().numpy()
-    pulls = [np.log1p(np.exp(20 * (0.81 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
+    pulls = [np.log1p(np.exp(20 * (0.79 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
     wrong = {0: [2], 1: [2], 2: [0, 1], 3: [0, 1, 2]}
-    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.61)) for j in js)) / 20 for i, js in wrong.items()]
+    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.56)) for j in js)) / 20 for i, js in wrong.items()]
     ranks = [
         -np.log(np.exp(cosine[0, 1] / 0.07) / sum(np.exp(cosine[i, j] / 0.07) for j in (1 - i, 2))) for i in (0, 1)
     ]
