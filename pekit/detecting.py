@@ -22,7 +22,7 @@ from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit
 from pekit.gallery import identity, load_gallery, photo_stems
 from pekit.hub import identify, versions
-from pekit.parallel import Shard, gather
+from pekit.parallel import Shard, first_then_others, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.records import Concept, Detection, Gallery, Photo, UserError
 from pekit.retrieval import detect
@@ -88,9 +88,8 @@ def run_detection(
     Raises:
         UserError: views are missing or were made by other models, or nothing is left to test on.
     """
-    gallery = load_gallery(
-        settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
-    )
+    where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
+    gallery = first_then_others(lambda: load_gallery(*where), shard)
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
     check_views(settings.views_folder, sources, models, loading)

@@ -251,7 +251,12 @@ def _consolidated(folder: Path) -> _Index:
         return _open(file, signature)
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         log.info("gathering the views of %s in %s", folder, file.name)
-    _write(file, folder, signature)
+    tensors = _gather(folder)
+    try:
+        write_atomically(file, save(tensors, {"signature": signature}))
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the views are gathered anew in every run", file, error.strerror)
+        return _index(folder, signature, tensors)
     return _open(file, signature)
 
 
@@ -259,13 +264,18 @@ def _open(file: Path, signature: str) -> _Index:
     with safe_open(file, framework="pt") as content:
         if (content.metadata() or {}).get("signature") != signature:
             raise ValueError("out of date")
-        names = json.loads(content.get_tensor("names").numpy().tobytes())
-        arrays = [content.get_tensor(name).numpy() for name in ("starts", "augmentations", "rows", "valid")]
+        return _index(file.parent, signature, {name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+
+
+def _index(folder: Path, signature: str, tensors: dict[str, torch.Tensor]) -> _Index:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    names = json.loads(arrays.pop("names").tobytes())
     concepts = {concept: number for number, concept in enumerate(names["concepts"])}
-    return _Index(file.parent, signature, concepts, names["files"], *arrays)
+    return _Index(folder, signature, concepts, names["files"], **arrays)
 
 
-def _write(file: Path, folder: Path, signature: str) -> None:
+def _gather(folder: Path) -> dict[str, torch.Tensor]:
+    """What the consolidated file holds of all views of a folder."""
     concepts = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), key=natural_key)
     stored = {concept: views for concept in concepts if (views := stored_views(folder, concept))}
     rows = [
@@ -279,7 +289,7 @@ def _write(file: Path, folder: Path, signature: str) -> None:
             f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
         )
     stacked = np.stack(rows)
-    tensors = {
+    return {
         "rows": torch.from_numpy(stacked),
         "valid": torch.from_numpy(stacked.any(1)),
         "starts": torch.from_numpy(np.cumsum([0, *map(len, stored.values())])),
@@ -288,7 +298,6 @@ def _write(file: Path, folder: Path, signature: str) -> None:
             list(stored), [view_name(concept, *view) for concept, views in stored.items() for view in views]
         ),
     }
-    write_atomically(file, save(tensors, {"signature": signature}))
 
 
 def _names_tensor(concepts: Sequence[str], files: Sequence[str]) -> torch.Tensor:

@@ -208,6 +208,8 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)  # or pinning memory would open the first GPU in every process
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {device} is not usable here ({str(error).splitlines()[0][:120]}): try --device cpu"

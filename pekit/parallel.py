@@ -84,6 +84,16 @@ def gather(value: T, shard: Shard) -> list[T]:
     return values
 
 
+def first_then_others(work: Callable[[], T], shard: Shard) -> T:
+    """``work()`` on every process, on the others once the first is done: what it has written, they find."""
+    if shard.rank:
+        gather(None, shard)
+        return work()
+    result = work()
+    gather(None, shard)
+    return result
+
+
 def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int:
     """Run ``work(argv)`` in ``count`` processes of this machine, as ranks 0..count-1.
 

@@ -1,5 +1,6 @@
 """Galleries from one file for all views, and matching in chunks, against the views' own files and plain loops."""
 
+import errno
 import json
 import logging
 import os
@@ -85,6 +86,23 @@ def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     file = folder / gallery.CONSOLIDATED
     file.write_bytes(file.read_bytes()[:100])
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
+
+
+def test_a_folder_that_takes_no_file_is_read_all_the_same(stored, monkeypatch, caplog) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(gallery, "write_atomically", refuse)
+        gathered = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
+    assert "Read-only file system" in caplog.text and not (folder / gallery.CONSOLIDATED).exists()
+    read = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
+    assert (folder / gallery.CONSOLIDATED).exists()
+    assert np.array_equal(gathered.descriptors, read.descriptors) and np.array_equal(gathered.valid, read.valid)
+    assert gathered.files == read.files and gathered.source == read.source
 
 
 def test_a_concept_without_views_is_named(stored, monkeypatch) -> None:

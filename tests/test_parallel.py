@@ -130,6 +130,31 @@ def test_results_are_whole_where_a_photo_is_unreadable(data: Path, models: Path,
     assert (run_folder(data / "results") / "summary.json").is_file()
 
 
+def test_the_others_find_what_the_first_has_written(tmp_path: Path) -> None:
+    script = tmp_path / "writes.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from pekit import parallel\n"
+        "def first(shard, file):\n"
+        "    if shard.rank == 0:\n"
+        "        time.sleep(1)\n"
+        "        file.write_text('whole')\n"
+        "    return file.read_text()\n"
+        "def work(argv):\n"
+        "    shard, file = parallel.current_shard(), Path(argv[0])\n"
+        "    with parallel.joined(shard):\n"
+        "        found = parallel.first_then_others(lambda: first(shard, file), shard)\n"
+        "    return 0 if found == 'whole' else 3\n"
+        "if __name__ == '__main__':\n"
+        "    raise SystemExit(parallel.launch(work, sys.argv[1:], 3))\n"
+    )
+    env = script_environment() | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), str(tmp_path / "file")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_killed_process_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "dies.py"
     script.write_text(

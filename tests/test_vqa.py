@@ -499,6 +499,7 @@ def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: C
         assert len(server.bodies) == 20
         command = [ROOT / "vqa.py", *places(world, models, tmp_path), *options, *served(server)]
         command += ["--save_folder", tmp_path / "broken"]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background start out deaf to it
         process = subprocess.Popen(
             [sys.executable, *map(str, command)], env=script_environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
