@@ -43,6 +43,7 @@ from pekit.cli import extraction
 from pekit.cli.detection import main
 from pekit.records import Regions
 
+HALF = ("float32", "bfloat16")
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
 
 
@@ -169,6 +170,33 @@ class TestAgainstTheMethodDoneSlowly:
             check_record(record, list(blobs), grid, views, 0.3)
         detect(call, small, models, "--proposals", "masks", "--min_mask_area", 5, "--limit", 1)
         assert areas[2:] == [5]
+
+
+class TestHowModelsRun:
+    def test_half_precision_moves_similarities_a_little(self, small: Path, models: Path, call: Callable) -> None:
+        whole, half = (lines(detect(call, small, models, "--dtype", d) / "predictions.jsonl") for d in HALF)
+        for record, other in zip(whole, half, strict=True):
+            assert record["similarities"] != other["similarities"]
+            assert record["similarities"] == pytest.approx(other["similarities"], abs=0.03)
+
+    def test_compiled_models_give_the_same(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Traced as for any compiler, but run as they are: no compiler is needed here."""
+        options = ("--detect_thresh", 0.3, "--limit", 2)
+        plainly = detect(call, small, models, *options)
+        compiled, compile_module = [], torch.nn.Module.compile
+
+        def traced(module: torch.nn.Module) -> None:
+            compiled.append(type(module).__name__)
+            compile_module(module, backend="eager")
+
+        monkeypatch.setattr(torch.nn.Module, "compile", traced)
+        run = detect(call, small, models, *options, "--compile")
+        assert sorted(compiled) == ["Dinov2Model", "GroundingDinoForObjectDetection"]
+        for a, b in zip(*(lines(folder / "predictions.jsonl") for folder in (plainly, run)), strict=True):
+            assert a["similarities"] == pytest.approx(b["similarities"], abs=1e-5)
+            assert [d["concept"] for d in a["detections"]] == [d["concept"] for d in b["detections"]]
 
 
 class TestResults:
