@@ -1,11 +1,13 @@
 """The recognition pipeline against the bare forward passes of its models on the same prepared batches, per photo.
 
-The models are built at the published sizes with random weights, or read from ``--models`` (a folder, or "sample").
+``--released`` adds the released way of detecting: one photo after the other in fp32, a mask for every proposal. The
+models are built at the published sizes with random weights, or read from ``--models`` (a folder, or "sample").
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from PIL import Image
 
 from benchmarks.measuring import in_turn, parser, report
 from benchmarks.published import build
+from benchmarks.released import draw_masks, match, merge, pool
 from pekit.cli import MODEL_SETS, LoadingSettings, ModelSettings
+from pekit.datasets import open_image, squash
 from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
 from pekit.records import Concept, Gallery, Photo
@@ -38,6 +42,7 @@ def main() -> None:
     options.add_argument("--models", help="a folder with grounding/ and features/, or sample; built where left out")
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32")
+    options.add_argument("--released", action="store_true", help="measure the released way of detecting as well")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -49,11 +54,12 @@ def main() -> None:
             roles = {role: MODEL_SETS["sample"][role] for role in roles}
         elif not args.models:
             build(models)
-        recognizer = Recognizer(ModelSettings(**roles, device=args.device, dtype=args.dtype))
-        compare(args, recognizer, write_photos(folder, args.photos, args.side), folder)
+        settings = ModelSettings(**roles, device=args.device, dtype=args.dtype)
+        compare(args, settings, write_photos(folder, args.photos, args.side), folder)
 
 
-def compare(args, recognizer: Recognizer, photos: list[Photo], folder: Path) -> None:
+def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) -> None:
+    recognizer = Recognizer(settings)
     loading = LoadingSettings(batch_size=args.batch_size, num_workers=args.workers)
     tasks = [Task(photo) for photo in photos]
     grounder, dino = recognizer.grounder, recognizer.features
@@ -90,9 +96,29 @@ def compare(args, recognizer: Recognizer, photos: list[Photo], folder: Path) -> 
         )
         assert not failed
 
-    seconds = in_turn({"bare passes": bare, "extraction": extracting, "detection": detecting}, args.repeats)
+    sides = {"bare passes": bare, "extraction": extracting, "detection": detecting}
+    if args.released:
+        sides["released way"] = released_way(replace(settings, dtype="float32"), photos, gallery)
+    seconds = in_turn(sides, args.repeats)
     per_photo = {name: [value / len(photos) for value in values] for name, values in seconds.items()}
     report(args, per_photo, "bare passes", device=str(recognizer.device), note="seconds are per photo")
+
+
+def released_way(settings: ModelSettings, photos: list[Photo], gallery: Gallery) -> Callable[[], None]:
+    """Detection as the released code does it, after its models are loaded."""
+    recognizer = Recognizer(settings)
+    grounder, dino, views = recognizer.grounder, recognizer.features, torch.from_numpy(gallery.descriptors)
+    assert grounder is not None
+
+    def run() -> None:
+        for photo in photos:
+            picture = squash(open_image(photo.path, False), recognizer.size)
+            boxes = grounder.propose(grounder.prepare(picture)[None])[0].boxes_xyxy
+            grid = dino(dino.prepare(picture)[None])[0].cpu()
+            masks = draw_masks(np.clip(np.trunc(boxes), 0, recognizer.size), recognizer.size)
+            merge(match(pool(grid, masks), views), masks, 0.75)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from pekit.views import view_name
 
 
 def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int) -> list[str]:
-    """A consolidated file as PeKit writes it, beside views that are empty files (making them would take an hour)."""
+    """A consolidated file as PeKit writes it, beside as many empty views as are counted (all would take an hour)."""
     names = [f"{i:06d}-mug" for i in range(concepts)]
     files = [view_name(name, str(view), 0) for name in names for view in range(views)]
     for name in names:
         (folder / name).mkdir()
-    for file in files:
+    for file in files[: gallery.LARGE + 1]:
         (folder / file).touch()
     rows = torch.randn((concepts * views, width), generator=torch.Generator().manual_seed(seed)).half()
     signature = gallery._signature(folder)

@@ -43,7 +43,9 @@ def test_runs_at_toy_size(name: str, run: Callable[..., dict]) -> None:
 
 def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]) -> None:
     options = ("--photos", "2", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
-    assert set(run("extraction", *options)["medians"]) == {"bare passes", "extraction", "detection"}
+    sides = {"bare passes", "extraction", "detection"}
+    assert set(run("extraction", *options)["medians"]) == sides
+    assert set(run("extraction", *options, "--released", "--dtype", "bfloat16")["medians"]) == {*sides, "released way"}
 
 
 def test_bare_passes_by_setting(models: Path, run: Callable[..., dict]) -> None:
