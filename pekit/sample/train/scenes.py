@@ -22,7 +22,7 @@ from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike,
 
 SIZE = 224
 N_SCENES = 12_000
-DETAILED, N_DETAILED = 320, 6000  # px and scenes of the bank for those that look from near
+DETAILED, N_DETAILED = 320, 12_000  # px and scenes of the bank for those that look from near
 _CHUNK = 50
 _OBJECT_COUNTS = (0.34, 0.22, 0.18, 0.14, 0.12)
 
