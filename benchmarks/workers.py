@@ -1,11 +1,13 @@
 """Several processes of one run against one process: wall time of detection.py on the sample, start-up included.
 
-On a machine with GPUs, ``--device auto --processes 4`` compares one GPU with four.
+``--copies`` is how often each photo of the drawn sample is there. On a machine with GPUs, ``--device auto --processes 4``
+compares one GPU with four.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    options = parser(__doc__, processes=2)
+    options = parser(__doc__, processes=2, copies=6)
     options.add_argument("--datasets", type=Path, help="from python -m pekit.sample; drawn where left out")
     options.add_argument("--models", default="sample")
     options.add_argument("--device", default="cpu")
@@ -27,6 +29,9 @@ def main() -> None:
         datasets = args.datasets or folder / "datasets"
         if args.datasets is None:
             run("-m", "pekit.sample", "--out", str(datasets))
+            for photo in [*(datasets / "YoLLaVA/test").glob("*/*")]:
+                for copy in range(1, args.copies):  # or starting would be most of the time
+                    shutil.copy(photo, photo.with_stem(f"{photo.stem}-{copy}"))
         shared = ["--dataset", "yollava", "--data_folder", str(datasets), "--features_folder", str(folder / "features"),
                   "--models", args.models, "--device", args.device, "--n_training_views", "3"]  # fmt: skip
         run(str(ROOT / "extraction.py"), *shared)
