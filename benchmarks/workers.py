@@ -1,7 +1,7 @@
 """Several processes of one run against one process: wall time of detection.py on the sample, start-up included.
 
-``--copies`` is how often each photo of the drawn sample is there. On a machine with GPUs, ``--device auto --processes 4``
-compares one GPU with four.
+``--copies`` is how often each photo of the drawn sample is there. On a machine with GPUs,
+``--device auto --processes 4`` compares one GPU with four.
 """
 
 from __future__ import annotations
