@@ -208,7 +208,7 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-        if chosen.type == "cuda":
+        if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)  # or pinning memory would open the first GPU in every process
     except (RuntimeError, AssertionError) as error:
         raise UserError(

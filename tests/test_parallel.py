@@ -28,6 +28,7 @@ from conftest import (
 )
 
 from pekit.cli import detection, extraction
+from pekit.hub import pick_device
 from pekit.parallel import Shard, current_shard, gather, shard_device
 
 
@@ -58,6 +59,16 @@ def test_place_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expected: str) -> None:
     assert shard_device(device, ids, Shard(rank, max(1, len(ids)), rank)) == expected
+
+
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
+def test_the_processs_gpu_is_its_current_one(name: str, current: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, by what torch is asked for; it takes a device without a number for a mistake."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    assert str(pick_device(name)) == name
+    assert chosen == current
 
 
 def test_one_process_gathers_itself() -> None:
