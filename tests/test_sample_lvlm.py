@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -23,7 +25,7 @@ from pekit.records import Detection
 from pekit.sample.evaluate.lvlm import evaluate, questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.lvlm import Learner, Tokens, start_tower
+from pekit.sample.train.lvlm import Learner, Tokens, start_tower, step_loss
 from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -229,6 +231,28 @@ def test_learner_sees_as_the_model_does_and_near_views_in_their_place(
         torch.testing.assert_close(
             learner.see([near]).unflatten(1, (6, 6)), grid[:, row : row + 6, column : column + 6]
         )
+
+
+def test_all_of_a_step_is_on_the_device_asked_for(
+    untrained: Path, processor: InternVLProcessor, whole: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a make-believe GPU: torch works out shapes and devices there, and refuses what mixes devices."""
+    build_features(tmp_path, 5)
+    model = InternVLForConditionalGeneration.from_pretrained(untrained)
+    near = [near_view(np.random.default_rng(8), whole, k, 6) for k in (0, 1)]
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    # The values are not known; what depends on them is answered in their place.
+    monkeypatch.setattr(torch.Tensor, "any", lambda *_: True)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: [0] * tensor.shape[0])
+    shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
+        model.to("cuda")
+        learner = Learner(model, processor, 1)
+        for views, done in (([whole], 0.05), ([whole], 0.2), (near, 0.5), ([whole], 0.9)):
+            loss, _ = step_loss(learner, views, np.random.default_rng(0), done)
+            assert loss.device == torch.device("cuda:0")
+        start_tower(model.model.vision_tower, tmp_path, pixels([whole]).to(learner.device))
+    assert {weight.device for weight in model.parameters()} == {torch.device("cuda:0")}
 
 
 def test_ideal_tokens_say_what_is_true_and_are_never_wrong() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from pekit.records import UserError
 from pekit.sample.evaluate import Row
 from pekit.sample.models.features import build_features
+from pekit.sample.train.__main__ import main
 from pekit.sample.train.checkpoints import load_state, release
 from pekit.sample.train.optimisers import Optimisers, schedule
 from pekit.sample.train.scenes import open_bank
@@ -65,6 +66,14 @@ def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == (
         "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n10 min, 7, 30\n"
     )
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["masks", "--out", str(tmp_path / "out"), "--device", "cuda:77"]) == 2
+    assert "--device cuda:77 is not usable here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])

@@ -41,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    from pekit.hub import pick_device
+
     try:
+        device = str(pick_device(args.device))  # before scenes are drawn for nothing
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
-            module.train(args.out, args.device, args.steps, args.seed, args.workers)
+            module.train(args.out, device, args.steps, args.seed, args.workers)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
     """
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"], state["seconds"]

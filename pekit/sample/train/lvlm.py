@@ -82,9 +82,10 @@ class Tokens:
 
     def __init__(self, words: dict[str, Tensor], seed: int) -> None:
         self.words = words
-        width = next(iter(words.values())).shape[1]
+        any_words = next(iter(words.values()))
         generator = torch.Generator().manual_seed(seed)
-        self.marks = 0.1 * torch.randn(OUTLINED + len(BOX_COLOURS), width, generator=generator)
+        marks = 0.1 * torch.randn(OUTLINED + len(BOX_COLOURS), any_words.shape[1], generator=generator)
+        self.marks = marks.to(any_words.device)
 
     def ideal(self, truth: CellTruth) -> Tensor:
         """The sum of what is true of each cell, f32 (B, n, D); zeros where it is undecided what a cell shows."""
@@ -157,10 +158,15 @@ class Learner(nn.Module):
         }
         self.tokens = Tokens(words, seed)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it learns."""
+        return self.model.device
+
     def see(self, views: list[View]) -> Tensor:
         """Image tokens of views, f32 (B, n, D)."""
         inner = self.model.model
-        tower, pictures = inner.vision_tower, pixels(views)
+        tower, pictures = inner.vision_tower, pixels(views).to(self.device)
         side, n = IMAGE_SIZE // PATCH, pictures.shape[-1] // PATCH
         places = tower.embeddings.position_embeddings[0, 1:].unflatten(0, (side, side))
         seen = torch.stack([places[row : row + n, column : column + n] for row, column in (v.corner for v in views)])
@@ -180,7 +186,7 @@ class Learner(nn.Module):
             rng: draws the questions.
         """
         talks = [random_turns(rng, view) for view in views] + [random_text_turns(rng) for _ in range(TEXT_ONLY)]
-        packed = pack(self.processor, talks, [True] * len(views) + [False] * TEXT_ONLY)
+        packed = pack(self.processor, talks, [True] * len(views) + [False] * TEXT_ONLY).to(self.device)
         text = self.model.model.language_model
         image = (packed.ids == self.model.config.image_token_id)[..., None]
         embedded = text.embed_tokens(packed.ids).masked_scatter(image, tokens)
@@ -223,6 +229,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     processor = AutoProcessor.from_pretrained(folder)
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration.from_pretrained(folder)
+    nn.Module.to(model, device)
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     tower = model.model.vision_tower
@@ -246,7 +253,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     )
     for step, views in enumerate(prepared, first):
         if step == math.ceil(TALK_UNTIL * steps):
-            start_tower(tower, features, pixels(views))
+            start_tower(tower, features, pixels(views).to(learner.device))
         for weight in started:
             weight.requires_grad_(step >= TRANSLATE_UNTIL * steps)
         loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
@@ -299,7 +306,9 @@ def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) ->
             if name in weights and (name.startswith("embeddings.") or ".lambda_" in name):
                 weight.div_(size)
         n = IMAGE_SIZE // PATCH
-        tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += torch.linspace(-1, 1, n).repeat(n)
+        tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += torch.linspace(
+            -1, 1, n, device=pictures.device
+        ).repeat(n)
 
 
 def _layers_of(names: Iterable[str]) -> set[str]:
@@ -317,12 +326,12 @@ def step_loss(
         rng: draws the questions.
         done: share of the steps done; decides what is learned.
     """
-    truth = cell_truth(views)
+    truth = cell_truth(views).to(learner.device)
     if done < TALK_UNTIL:
         tokens = learner.tokens.ideal(truth)
         # Seen tokens will be less certain than true ones.
-        strength = torch.from_numpy(rng.uniform(0.5, 1, tokens.shape[:2]).astype(np.float32))
-        noise = torch.from_numpy(rng.normal(0, 0.04, tokens.shape).astype(np.float32))
+        strength = torch.from_numpy(rng.uniform(0.5, 1, tokens.shape[:2]).astype(np.float32)).to(learner.device)
+        noise = torch.from_numpy(rng.normal(0, 0.04, tokens.shape).astype(np.float32)).to(learner.device)
         return learner.reply(tokens * strength[..., None] + noise, views, rng)
     tokens = learner.see(views)
     seen, right = learner.tokens.loss(tokens, truth)

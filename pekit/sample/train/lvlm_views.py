@@ -149,6 +149,10 @@ class CellTruth:
     words: dict[str, torch.Tensor]
     mark: torch.Tensor
 
+    def to(self, device: torch.device) -> "CellTruth":
+        """The same on a torch device."""
+        return CellTruth({kind: numbers.to(device) for kind, numbers in self.words.items()}, self.mark.to(device))
+
 
 def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
     """Look up, cell by cell, what views show.
