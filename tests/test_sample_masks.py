@@ -76,7 +76,7 @@ def test_loss_takes_the_best_mask_and_spares_the_distance() -> None:
 
 def test_shipped_checkpoint_cuts_out_held_out_objects() -> None:
     overlap, gain = evaluate(CHECKPOINT, seed=11, n_scenes=20)
-    assert overlap.value >= 0.75  # the model card says 0.80 on 100 scenes: a guard of what is shipped, not the aim
+    assert overlap.value >= 0.77  # the model card says 0.83 on 100 scenes: a guard of what is shipped, not the aim
     assert gain.value >= 0.20
 
 

@@ -18,7 +18,7 @@ from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import SceneBank, augment, open_bank
 
-STEPS = 2500
+STEPS = 6400
 LEARNING_RATE = 1.5e-3
 SCENES_PER_STEP = 10
 PROMPTS_PER_SCENE = 3
