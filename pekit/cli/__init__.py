@@ -232,6 +232,15 @@ def loading_settings(args: argparse.Namespace) -> LoadingSettings:
     return LoadingSettings(args.batch_size, args.num_workers, args.strict, args.exif)
 
 
+def tell_left_out(failed: dict[str, str], total: int) -> int:
+    """Say which of ``total`` photos could not be read, name -> reason; the exit code of a run without them."""
+    for reason in failed.values():
+        print(f"left out: {reason}")
+    if failed:
+        print(f"{len(failed)} of {total} photos could not be read")
+    return 1 if failed else 0
+
+
 def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")

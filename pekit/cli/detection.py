@@ -119,9 +119,5 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     if shard.rank == 0:
         print("\n\n".join(report.tables))
         print(f"\nresults in {report.folder}")
-        for reason in report.failed.values():
-            print(f"left out: {reason}")
-        if report.failed:
-            print(f"{len(report.failed)} of {report.photos} photos could not be read")
-    # Were others to fail too, whoever started them would stop the first while it is still writing.
-    return 1 if report.failed and shard.rank == 0 else 0
+        return cli.tell_left_out(report.failed, report.photos)
+    return 0  # were it to fail too, whoever started it would stop the first while that is still writing

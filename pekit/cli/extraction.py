@@ -77,9 +77,5 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
         report = run_extraction(concepts, photos, settings, models, loading, shard)
     if shard.rank == 0:
         print(f"{report.made} views made, {report.kept} kept, of {len(concepts)} concepts, in {settings.folder}")
-        for reason in report.failed.values():
-            print(f"left out: {reason}")
-        if report.failed:
-            print(f"{len(report.failed)} of {len(photos)} photos could not be read")
-    # Were others to fail too, whoever started them would stop the first while it is still writing.
-    return 1 if report.failed and shard.rank == 0 else 0
+        return cli.tell_left_out(report.failed, len(photos))
+    return 0  # were it to fail too, whoever started it would stop the first while that is still writing
