@@ -98,15 +98,15 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
 
     sides = {"bare passes": bare, "extraction": extracting, "detection": detecting}
     if args.released:
-        sides["released way"] = released_way(replace(settings, dtype="float32"), photos, gallery)
+        whole = recognizer if args.dtype == "float32" else Recognizer(replace(settings, dtype="float32"))
+        sides["released way"] = released_way(whole, photos, gallery)
     seconds = in_turn(sides, args.repeats)
     per_photo = {name: [value / len(photos) for value in values] for name, values in seconds.items()}
     report(args, per_photo, "bare passes", device=str(recognizer.device), note="seconds are per photo")
 
 
-def released_way(settings: ModelSettings, photos: list[Photo], gallery: Gallery) -> Callable[[], None]:
-    """Detection as the released code does it, after its models are loaded."""
-    recognizer = Recognizer(settings)
+def released_way(recognizer: Recognizer, photos: list[Photo], gallery: Gallery) -> Callable[[], None]:
+    """Detection as the released code does it, by models of fp32."""
     grounder, dino, views = recognizer.grounder, recognizer.features, torch.from_numpy(gallery.descriptors)
     assert grounder is not None
 

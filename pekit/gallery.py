@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 CONSOLIDATED = "gallery.safetensors"
 LARGE = 10_000  # views; reading that many files takes some seconds
+_TENSORS = ("names", "starts", "augmentations", "rows", "valid")
 
 
 def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_views: int, seed: int) -> Gallery:
@@ -264,7 +265,7 @@ def _open(file: Path, signature: str) -> _Index:
     with safe_open(file, framework="pt") as content:
         if (content.metadata() or {}).get("signature") != signature:
             raise ValueError("out of date")
-        return _index(file.parent, signature, {name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+        return _index(file.parent, signature, {name: content.get_tensor(name) for name in _TENSORS})
 
 
 def _index(folder: Path, signature: str, tensors: dict[str, torch.Tensor]) -> _Index:

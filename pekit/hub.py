@@ -198,7 +198,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto``: a CUDA GPU, else Apple's, else the CPU.
+    """``auto``: a CUDA GPU, else Apple's, else the CPU. A GPU with a number becomes the process's current one.
 
     Raises:
         UserError: the device named is not on this machine.

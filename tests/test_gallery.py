@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from pekit import gallery, retrieval
 from pekit.datasets import concept_of_folder
@@ -85,6 +87,18 @@ def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
     file = folder / gallery.CONSOLIDATED
     file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
+
+
+def test_a_file_of_another_layout_is_replaced(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
+    file = folder / gallery.CONSOLIDATED
+    with safe_open(file, framework="pt") as content:
+        tensors = {name: content.get_tensor(name) for name in ("names", "starts", "rows", "valid")}
+        metadata = content.metadata()
+    save_file({**tensors, "more": torch.zeros(1)}, file, metadata)
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
 
 

@@ -306,9 +306,8 @@ def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) ->
             if name in weights and (name.startswith("embeddings.") or ".lambda_" in name):
                 weight.div_(size)
         n = IMAGE_SIZE // PATCH
-        tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += torch.linspace(
-            -1, 1, n, device=pictures.device
-        ).repeat(n)
+        across = torch.linspace(-1, 1, n, device=pictures.device)
+        tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += across.repeat(n)
 
 
 def _layers_of(names: Iterable[str]) -> set[str]:
