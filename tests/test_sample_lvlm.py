@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from transformers import (
 from pekit.lvlm import LvlmSettings, Request, open_lvlm
 from pekit.prompting import LINE_WIDTH, box_prompt, draw_boxes, with_options
 from pekit.records import Detection
+from pekit.sample.drawing import Scene, random_scene
 from pekit.sample.evaluate.lvlm import evaluate, questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
+from pekit.sample.questions import TEXT_KINDS
 from pekit.sample.train.lvlm import Learner, Tokens, start_tower, step_loss
 from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack
 from pekit.sample.train.lvlm_views import (
@@ -311,11 +314,33 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
 
 def test_shipped_model_sees_what_is_outlined() -> None:
     rows = evaluate(CHECKPOINT, seed=77, n_scenes=15)
-    personalised, plain = rows[0], rows[-1]
+    personalised, plain, told_apart, guessed = rows[0], *rows[-3:]
     assert personalised.n >= 60
     # Guards what is shipped (.87 on the larger draw of the model card, .67 without outlines), not what was aimed at.
     assert personalised.value >= 0.78
     assert personalised.value > plain.value
+    assert told_apart.value > guessed.value + 0.15  # knowing which object is meant is all that helps there
+
+
+def test_questions_know_whether_the_wrong_option_is_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes: list[Scene] = []
+
+    def drawn(*args: Any) -> Scene:
+        scenes.append(random_scene(*args))
+        return scenes[-1]
+
+    monkeypatch.setattr("pekit.sample.evaluate.lvlm.random_scene", drawn)
+    rng = np.random.default_rng(5)
+    told = []
+    for _ in range(25):
+        for request in questions(rng):
+            _, kind, letter, both_in_view = request.tag
+            if kind in TEXT_KINDS:
+                options = dict(re.findall(r"([AB])\.((?:teddy )?\w+)", request.prompt))
+                wrong = options["B" if letter == "A" else "A"]
+                assert both_in_view == any(getattr(thing.instance, kind) == wrong for thing in scenes[-1].objects)
+                told.append(both_in_view)
+    assert 0 < sum(told) < len(told)
 
 
 def test_shipped_model_replies_with_one_of_the_options() -> None:

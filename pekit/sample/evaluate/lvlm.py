@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,22 @@ from pekit.sample.questions import QUESTION_TEMPLATES, right_answer, wrong_answe
 NAME = "momo"
 
 
+class Tag(NamedTuple):
+    """What is asked in a request.
+
+    Attributes:
+        personalised: with outline and name.
+        kind: key of `QUESTION_TEMPLATES`.
+        letter: the right one, A or B.
+        both_in_view: whether the wrong option is true of another object of the scene.
+    """
+
+    personalised: bool
+    kind: str
+    letter: str
+    both_in_view: bool
+
+
 def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
     """Asks two-option questions about outlined objects, and the same ones without outlines and names.
 
@@ -27,23 +44,29 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
         n_scenes: scenes to draw, of two to four objects; each is asked about one of them, one question of every kind.
 
     Returns:
-        Shares of right letters: of all questions, of each kind, and of the un-personalised baseline.
+        Shares of right letters: of all questions, of each kind, and of the un-personalised baseline; then both of the
+        questions alone that nobody can answer without knowing which object is meant, whose wrong option is true of
+        another object in view.
     """
     rng = np.random.default_rng(seed)
     requests = [request for _ in range(n_scenes) for request in questions(rng)]
     lvlm = open_lvlm(LvlmSettings(str(folder), batch_size=16, device="cpu", max_new_tokens=6))
     lvlm.load()
-    right: dict[tuple[bool, str], list[bool]] = {}
-    for request, reply in lvlm.answers(requests):
-        personalised, kind, letter = request.tag
-        right.setdefault((personalised, kind), []).append(released_letter(reply.text or "", "AB") == letter)
-    asked, plain = (
-        [hit for (told, _), hits in right.items() if told == which for hit in hits] for which in (True, False)
-    )
+    graded = [
+        (request.tag, released_letter(reply.text or "", "AB") == request.tag.letter)
+        for request, reply in lvlm.answers(requests)
+    ]
+    asked, plain = ([(tag, hit) for tag, hit in graded if tag.personalised == told] for told in (True, False))
+    told_apart, guessed = ([hit for tag, hit in some if tag.both_in_view] for some in (asked, plain))
     return [
-        _row("two-option questions about the outlined object", asked, 0.9, True),
-        *(_row(f"… about its {kind}", right[True, kind], 0.9, True) for kind in QUESTION_TEMPLATES),
-        _row("the same without outline and name, several objects in view", plain, 0.65, False),
+        _row("two-option questions about the outlined object", [hit for _, hit in asked], 0.9, True),
+        *(
+            _row(f"… about its {kind}", [hit for tag, hit in asked if tag.kind == kind], 0.9, True)
+            for kind in QUESTION_TEMPLATES
+        ),
+        _row("the same without outline and name, several objects in view", [hit for _, hit in plain], 0.65, False),
+        _row("those whose wrong option is true of another object in view", told_apart, 0.9, True),
+        _row("those without outline and name", guessed, 0.65, False),
     ]
 
 
@@ -54,7 +77,7 @@ def questions(rng: np.random.Generator) -> list[Request]:
         rng: source of every choice.
 
     Returns:
-        Requests; their tags say whether they are personalised, the kind of question and the right letter.
+        Requests, each with its `Tag`.
     """
     width, height = SIZES[rng.integers(len(SIZES))]
     scene = random_scene(rng, int(rng.integers(2, 5)), (width, height), "heldout")
@@ -70,8 +93,9 @@ def questions(rng: np.random.Generator) -> list[Request]:
         wrong = wrong_answer(rng, kind, own, things)
         options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
         question = with_options(str(rng.choice(wordings)).format(name=NAME), options)
-        requests.append(Request((True, kind, letter), outlined, box_prompt(question, [NAME])))
-        requests.append(Request((False, kind, letter), image, question))
+        both = any(right_answer(kind, thing, things) == wrong for thing in things)
+        requests.append(Request(Tag(True, kind, letter, both), outlined, box_prompt(question, [NAME])))
+        requests.append(Request(Tag(False, kind, letter, both), image, question))
     return requests
 
 
