@@ -15,6 +15,7 @@ from PIL import Image
 
 from pekit import regions
 from pekit.records import Regions
+from pekit.sample.models.masks import IMAGE_SIZE
 
 SIZE = 518
 CPU = torch.device("cpu")
@@ -153,7 +154,7 @@ class TestSegmenter:
         handle = segmenter.model.register_forward_pre_hook(watch, with_kwargs=True)
         segmenter.cut(segmenter.prepare(pictures[0])[None], self.BOXES[1:2])
         handle.remove()
-        np.testing.assert_allclose(given[0].numpy().reshape(4), self.BOXES[1] * 192 / SIZE, rtol=1e-6)
+        np.testing.assert_allclose(given[0].numpy().reshape(4), self.BOXES[1] * IMAGE_SIZE / SIZE, rtol=1e-6)
 
     def test_automatic_masks_that_are_too_small_are_dropped(
         self, segmenter: regions.Segmenter, monkeypatch: pytest.MonkeyPatch

@@ -31,13 +31,13 @@ def test_processor_squares_pictures_and_scales_boxes(tmp_path: Path) -> None:
     build_masks(tmp_path, 0)
     processor = AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(Image.new("RGB", (518, 518)), input_boxes=[[[0, 259, 518, 518]]], return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, 3, 192, 192)
-    np.testing.assert_allclose(inputs["input_boxes"][0, 0], [0, 96, 192, 192])
+    assert inputs["pixel_values"].shape == (1, 3, 256, 256)
+    np.testing.assert_allclose(inputs["input_boxes"][0, 0], [0, 128, 256, 256])
     with torch.inference_mode():
         output = AutoModel.from_pretrained(tmp_path).eval()(
             pixel_values=inputs["pixel_values"], input_boxes=inputs["input_boxes"].float()
         )
-    assert output.pred_masks.shape == (1, 1, 3, 96, 96)
+    assert output.pred_masks.shape == (1, 1, 3, 128, 128)
     masks = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])
     assert masks[0].shape == (1, 3, 518, 518)
 
@@ -76,7 +76,7 @@ def test_loss_takes_the_best_mask_and_spares_the_distance() -> None:
 
 def test_shipped_checkpoint_cuts_out_held_out_objects() -> None:
     overlap, gain = evaluate(CHECKPOINT, seed=11, n_scenes=20)
-    assert overlap.value >= 0.77  # the model card says 0.83 on 100 scenes: a guard of what is shipped, not the aim
+    assert overlap.value >= 0.81  # the model card says 0.86 on 100 scenes; the draw here is smaller
     assert gain.value >= 0.20
 
 

@@ -15,7 +15,7 @@ from transformers import (
 
 from pekit.sample.models.features import sine_positions
 
-IMAGE_SIZE = 192
+IMAGE_SIZE = 256
 PATCH_SIZE = 8
 WIDTH = 64
 DECODER_WIDTH = 96

@@ -16,9 +16,9 @@ from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
 from pekit.sample.train.checkpoints import halve, load_state, release, save_state
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
-from pekit.sample.train.scenes import SceneBank, augment, open_bank
+from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, augment, open_bank
 
-STEPS = 6400
+STEPS = 7800
 LEARNING_RATE = 1.5e-3
 SCENES_PER_STEP = 10
 PROMPTS_PER_SCENE = 3
@@ -145,7 +145,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "masks", out / "work" / "masks.pt"
-    bank = open_bank(out / "work", seed, workers=max(1, workers))
+    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     if not state.exists():
         build_masks(folder, seed)
     model: torch.nn.Module = SamModel.from_pretrained(folder)
@@ -177,7 +177,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
 
 CARD = """# Sample SAM
 
-A `SamModel` of 0.6 million weights: 4 layers of width 64 on patches of 8 px, 192 px input, masks of 96 x 96 cells. It
+A `SamModel` of 0.6 million weights: 4 layers of width 64 on patches of 8 px, 256 px input, masks of 128 x 128 cells. It
 was trained from scratch on scenes drawn by `pekit.sample.drawing`, with instances the sample benchmark never shows.
 Weights are stored in half precision and computed with in single precision.
 
