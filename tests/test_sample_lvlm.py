@@ -23,12 +23,12 @@ from transformers import (
 from pekit.lvlm import LvlmSettings, Request, open_lvlm
 from pekit.prompting import LINE_WIDTH, box_prompt, draw_boxes, with_options
 from pekit.records import Detection
-from pekit.sample.drawing import Scene, random_scene
+from pekit.sample.drawing import Instance, Scene, random_scene
 from pekit.sample.evaluate.lvlm import evaluate, questions
 from pekit.sample.models.features import build_features
 from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
 from pekit.sample.questions import TEXT_KINDS
-from pekit.sample.train.lvlm import Learner, Tokens, start_tower, step_loss
+from pekit.sample.train.lvlm import NEAR_CELLS, Learner, Tokens, Views, start_tower, step_loss
 from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -40,10 +40,12 @@ from pekit.sample.train.lvlm_views import (
     CellTruth,
     View,
     cell_truth,
+    draw_view,
     near_view,
     outline,
     pixels,
 )
+from pekit.sample.train.scenes import as_stored, draw_pair
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "lvlm"
 PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "teddy bear"}), ["momo"])
@@ -212,6 +214,25 @@ def test_order_is_asked_about_outlined_objects_that_are_apart(whole: View) -> No
         assert turn.reply in turn.prompt and turn.reply[2:] == "momo"
     above = [thing("mug", "red", [0.4, 0, 0.6, 0.2]), thing("mug", "red", [0.45, 0.5, 0.7, 0.9])]
     assert order_question(np.random.default_rng(0), replace(both, things=above), ["a", "b"]) is None
+
+
+def test_each_step_looks_at_scenes_of_its_own_drawn_from_the_training_pool() -> None:
+    drawn = Views(seed=7, steps=100)
+    whole, near, again = drawn[96], drawn[97], drawn[96]  # of four steps one looks at whole pictures
+    assert {view.image.shape[0] for view in whole} == {IMAGE_SIZE}
+    assert {view.image.shape[0] for view in near} == {NEAR_CELLS * CELL}
+    assert all((one.image == same.image).all() for one, same in zip(whole, again, strict=True))
+    pictures = [view.image for step in (96, 99) for view in drawn[step]]
+    assert not any((one == other).all() for k, one in enumerate(pictures) for other in pictures[:k])
+    looks = [{key: thing[key] for key in ("category", "colour", "accent", "pattern")} for thing in whole[0].things]
+    assert {Instance(**look).pool for look in looks} == {"train"}
+
+
+def test_nothing_is_outlined_only_where_nobody_can_doubt_what_is_meant() -> None:
+    rng = np.random.default_rng(3)
+    views = [draw_view(rng, as_stored(scene), plain=True) for _ in range(12) for scene in draw_pair(rng, "train", 96)]
+    assert {len(view.things) == 1 for view in views} == {True, False}
+    assert all((not view.outlined) == (len(view.things) == 1) for view in views)
 
 
 class NoMixing(torch.nn.Module):

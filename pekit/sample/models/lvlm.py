@@ -22,7 +22,7 @@ from transformers import (
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 from pekit.sample.models.features import sine_positions
 
-IMAGE_SIZE = 336
+IMAGE_SIZE = 448
 PATCH = 14
 DOWNSAMPLE = 0.5
 IMAGE_TOKENS = int((IMAGE_SIZE / PATCH * DOWNSAMPLE) ** 2)

@@ -47,18 +47,18 @@ from pekit.sample.train.lvlm_views import (
     pixels,
 )
 from pekit.sample.train.optimisers import Optimisers
-from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
+from pekit.sample.train.scenes import DETAILED, as_stored, draw_pair
 
 log = logging.getLogger(__name__)
 
-STEPS = 10_000
-TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.86  # shares of the steps
+STEPS = 12_200
+TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.98  # shares of the steps
 BATCH = 8
 SCENES_NEAR, OBJECTS_NEAR = 14, 2  # looked at from near in a step, and at most so many objects of each
-NEAR_CELLS = 6  # side of a near view in image tokens
+NEAR_CELLS = 8  # side of a near view in image tokens
 WHOLE_EVERY = 4  # steps, while near views teach
 TEXT_ONLY = 2  # rows of text-only questions to a step
-PLAIN_SHARE = 0.1  # pictures without outlines
+PLAIN_SHARE = 0.3  # of the pictures of one object, which need no outline
 TOWER_PACE = 0.5  # it has learned to see objects before
 EMA = 0.995
 SAVE_EVERY = 200
@@ -117,20 +117,21 @@ class Tokens:
 class Views(Dataset[list[View]]):
     """What a training looks at by its step, for a DataLoader to prepare ahead.
 
+    Every step's scenes are drawn for it alone: of those seen twice, a tower this small begins to remember the answers.
+
     Args:
-        bank: scenes.
         seed: of the run.
         steps: of the whole run.
     """
 
-    def __init__(self, bank: SceneBank, seed: int, steps: int) -> None:
-        self._bank, self._seed, self._steps = bank, seed, steps
+    def __init__(self, seed: int, steps: int) -> None:
+        self._seed, self._steps = seed, steps
 
     def __getitem__(self, step: int) -> list[View]:
         rng = np.random.default_rng([self._seed, step])
         near = TRANSLATE_UNTIL <= step / self._steps < SEE_UNTIL and step % WHOLE_EVERY != 0
-        chosen = rng.integers(len(self._bank), size=SCENES_NEAR if near else BATCH)
-        views = [draw_view(rng, self._bank[k], rng.random() < PLAIN_SHARE) for k in chosen]
+        pairs = (draw_pair(rng, "train", DETAILED) for _ in range((SCENES_NEAR if near else BATCH) // 2))
+        views = [draw_view(rng, as_stored(scene), rng.random() < PLAIN_SHARE) for pair in pairs for scene in pair]
         if not near:
             return views
         objects = [(view, int(k)) for view in views for k in rng.permutation(len(view.things))[:OBJECTS_NEAR]]
@@ -208,8 +209,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     """Trains, resuming where an interrupted run stopped, and writes the model folder `out/lvlm`.
 
     Args:
-        out: folder of the model folders, with the trained features; its folder "work" keeps the scenes and the state
-            to resume from.
+        out: folder of the model folders, with the trained features; its folder "work" keeps the state to resume from.
         device: torch device.
         steps: optimiser steps; None for the shipped checkpoint's.
         seed: of scenes, weights and order.
@@ -223,7 +223,6 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     if not (features / "config.json").is_file():
         raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
     torch.set_num_threads(1)
-    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     folder = out / "lvlm"
     build_lvlm(folder, seed)
     processor = AutoProcessor.from_pretrained(folder)
@@ -245,7 +244,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             weight.requires_grad_(False)
     started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
     prepared = DataLoader(
-        Views(bank, seed, steps),
+        Views(seed, steps),
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,
@@ -342,7 +341,7 @@ def step_loss(
 
 _CARD = """# Sample LVLM
 
-An `InternVLForConditionalGeneration` of 1.8 million weights: a vision tower of six layers at 336 px, 144 image tokens,
+An `InternVLForConditionalGeneration` of 1.8 million weights: a vision tower of six layers at 448 px, 256 image tokens,
 a Qwen2 text model of three layers, a tokenizer that knows the sample's own words and spells the rest. The tower
 started as the sample DINOv2; all else was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
 instances that the sample benchmark never shows. Weights are stored in half precision and computed with in single

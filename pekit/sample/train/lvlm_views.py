@@ -52,12 +52,12 @@ def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View
     Args:
         rng: source of every choice.
         scene: as stored.
-        plain: outline nothing.
+        plain: outline nothing, if there is but one object: of several, nobody could tell which is meant.
     """
     while not (seen := augment(rng, scene, IMAGE_SIZE)).instances:
         pass
     n_objects = len(seen.instances)
-    count = 0 if plain else min(n_objects, 1 + int(rng.choice(len(_N_OUTLINED), p=_N_OUTLINED)))
+    count = 0 if plain and n_objects == 1 else min(n_objects, 1 + int(rng.choice(len(_N_OUTLINED), p=_N_OUTLINED)))
     outlined = tuple(int(k) for k in rng.permutation(n_objects)[:count])
     image = seen.image.copy()
     width, height = SIZES[rng.integers(len(SIZES))]

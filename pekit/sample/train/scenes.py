@@ -93,6 +93,15 @@ def open_bank(
     return SceneBank(folder)
 
 
+def as_stored(scene: Scene) -> StoredScene:
+    """A drawn scene as a bank keeps it."""
+    labels = np.zeros(scene.image.shape[:2], np.uint8)
+    for k, drawn in enumerate(scene.objects, 1):
+        labels[drawn.mask] = k
+    boxes = np.array([drawn.box_xyxy for drawn in scene.objects], np.float32).reshape(-1, 4)
+    return StoredScene(scene.image, labels, boxes, tuple(drawn.instance for drawn in scene.objects))
+
+
 def draw_pair(rng: np.random.Generator, pool: str, size: int = SIZE) -> tuple[Scene, Scene]:
     """Draws two scenes that show the same main instance, object 0 of both, each among its own company.
 
@@ -199,14 +208,7 @@ def _draw_chunk(chunk: tuple[Path, int, int, int, str, int]) -> list[dict[str, A
     records = []
     for first in range(start, stop, 2):
         rng = np.random.default_rng([seed, POOLS.index(pool), first])
-        for index, scene in enumerate(draw_pair(rng, pool, size), first):
-            images[index] = scene.image
-            for k, drawn in enumerate(scene.objects, 1):
-                labels[index][drawn.mask] = k
-            records.append(
-                {
-                    "boxes_xyxy": [drawn.box_xyxy.tolist() for drawn in scene.objects],
-                    "instances": [asdict(drawn.instance) for drawn in scene.objects],
-                }
-            )
+        for index, scene in enumerate(map(as_stored, draw_pair(rng, pool, size)), first):
+            images[index], labels[index] = scene.image, scene.labels
+            records.append({"boxes_xyxy": scene.boxes_xyxy.tolist(), "instances": [*map(asdict, scene.instances)]})
     return records
