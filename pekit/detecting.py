@@ -198,9 +198,18 @@ def _config(
             "concepts": list(gallery.keys),
             **identity(gallery),
             "photos": len(photos),
-            "photos_digest": hashlib.sha256("\n".join(photo.name for photo in photos).encode()).hexdigest()[:16],
+            "photos_digest": _digest(photos),
         }
     )
+
+
+def _digest(photos: Sequence[Photo]) -> str:
+    """Changes when a photo is added, removed or replaced."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        state = photo.path.stat()
+        digest.update(f"{photo.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _run_folder(settings: DetectionSettings, config: dict) -> tuple[Path, IO | None]:

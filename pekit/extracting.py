@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +76,8 @@ def run_extraction(
     if shard.rank == 0:
         _make_room(manifest, settings)
         missing = [i for i, task in enumerate(tasks) if settings.overwrite or not place(task).is_file()]
+        if not settings.overwrite:
+            _warn_of_replaced(photos, lambda photo: place(Task(photo, 0)))
     # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
     left = [tasks[i] for i in gather(missing, shard)[0]]
     mine = set(shard.share(list(dict.fromkeys(task.photo for task in left))))
@@ -144,6 +146,18 @@ def _save_manifest(manifest: Manifest, folder: Path) -> None:
     if stored and stored.augmented and not manifest.augmented and not stored.difference(manifest):
         manifest = replace(manifest, augmented=True, seed=stored.seed)
     manifest.save(folder)
+
+
+def _warn_of_replaced(photos: Sequence[Photo], place: Callable[[Photo], Path]) -> None:
+    """Name photos that have changed since their views were made."""
+    views = ((photo, place(photo)) for photo in photos)
+    changed = [p.name for p, view in views if view.is_file() and view.stat().st_mtime < p.path.stat().st_mtime]
+    if changed:
+        log.warning(
+            "%d photos are newer than their views, such as %s: --overwrite makes the views anew",
+            len(changed),
+            changed[0],
+        )
 
 
 def _refuse_shared_files(photos: Sequence[Photo], settings: ExtractionSettings) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,20 @@ def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_vi
         The gallery; views without patches are there but not valid.
 
     Raises:
-        UserError: a concept has no views, a file cannot be read, or widths differ.
+        UserError: a concept has no views, none is augmented where they are to be, a file cannot be read, or widths
+            differ.
     """
     if _is_large(folder, concepts):
-        return _consolidated(folder).gallery(concepts, variation, n_views, seed)
+        gallery = _consolidated(folder).gallery(concepts, variation, n_views, seed)
+    else:
+        gallery = _from_files(folder, concepts, variation, n_views, seed)
+    if variation == "augment":
+        _check_augmentations(gallery.files, folder)
+    return gallery
+
+
+def _from_files(folder: Path, concepts: Sequence[Concept], variation: str, n_views: int, seed: int) -> Gallery:
+    """``load_gallery`` from the views' own files."""
     stored = {concept.key: stored_views(folder, concept.key) for concept in concepts}
     chosen = {key: choose_views(views, folder, key, variation, n_views, seed) for key, views in stored.items()}
     _warn_of_few({key: len({stored[key][place][0] for place in own}) for key, own in chosen.items()}, n_views)
@@ -84,6 +95,25 @@ def _warn_of_few(photos: dict[str, int], n_views: int) -> None:
     """Say how many concepts have fewer photos than asked for."""
     if few := [key for key, count in photos.items() if count < n_views]:
         log.warning("%d concepts have views of fewer than %d photos, such as %s", len(few), n_views, few[0])
+
+
+def _check_augmentations(files: Sequence[str], folder: Path) -> None:
+    """Refuse a gallery "with augmentations" that has none; say where some photos have fewer than others."""
+    of_photo = Counter(file.rpartition("_")[0] for file in files)
+    most = max(of_photo.values())
+    if most == 1:
+        raise UserError(
+            f"{folder} holds no augmented views: run extraction.py --variation augment first, or leave the option out"
+        )
+    if few := [photo for photo, count in of_photo.items() if count < most]:
+        log.warning(
+            "%d of %d photos have fewer than %d views, such as %s: the same extraction.py --variation augment again "
+            "makes what is missing",
+            len(few),
+            len(of_photo),
+            most,
+            few[0],
+        )
 
 
 # --- which views --------------------------------------------------------------------------------------------------
@@ -141,6 +171,8 @@ def _descriptor(path: Path) -> np.ndarray:
     view = load_view(path)
     if not len(view.patches):
         log.warning("%s has no patch under its mask: this view matches nothing", path)
+    elif not np.isfinite(view.descriptor).all():
+        raise UserError(f"{path} holds numbers that are not finite: delete it and run extraction.py again")
     return np.array(view.descriptor, dtype=np.float32)
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import AutoConfig
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from pekit.cli import ModelSettings
 from pekit.records import UserError
@@ -92,11 +93,11 @@ class Checkpoint:
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 
     def described(self) -> ModelSource:
-        """Name, revision and fingerprint; the fingerprint is empty before the weights are on disk."""
+        """Name, revision and fingerprint; the hub's weights are fetched first where they are not on disk."""
         with _Explained(self.option, self.source):
             folder = Path(self.name)
             if not folder.is_dir():
-                folder = Path(_cached(self.name, self.revision)).parent
+                folder = _fetched(self.name, self.revision or "main")
         return ModelSource(self.source, self.name, self.revision, fingerprint(folder))
 
 
@@ -134,7 +135,7 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
 
 
 def identify(models: ModelSettings, ground: bool, segment: bool) -> dict[str, dict]:
-    """Role -> source, revision and fingerprint of the recognition checkpoints, without reading their weights."""
+    """Role -> source, revision and fingerprint of the recognition checkpoints, without loading them."""
     roles = ["features"] + ["grounding"] * ground + ["masks"] * segment
     return {role: find_checkpoint(getattr(models, role), *ROLES[role]).described().as_json() for role in roles}
 
@@ -173,8 +174,19 @@ def _ask_once(name: str, revision: str) -> None:
         raise OSError(f"no answer from the hub: {error}") from error
 
 
-def _cached(name: str, revision: str | None) -> str:
-    return str(transformers.utils.cached_file(name, "config.json", revision=revision or "main"))
+def _fetched(name: str, revision: str) -> Path:
+    """The folder of a hub checkpoint in the hub's cache, its weights in it.
+
+    Loading would fetch them too, but what they are must be known before: views of different models are not mixed.
+    """
+    folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
+    for file in [file for file in WEIGHT_FILES if (folder / file).exists()] or WEIGHT_FILES:
+        found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found and file.endswith(".index.json"):
+            get_checkpoint_shard_files(name, found, revision=revision)
+        if found:
+            break
+    return folder
 
 
 def fingerprint(folder: Path) -> str:

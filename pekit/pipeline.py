@@ -181,8 +181,15 @@ def _box_members(boxes: np.ndarray, recognizer: Recognizer) -> np.ndarray:
 
 def _view(task: Task, grid: torch.Tensor, member: np.ndarray) -> View:
     patches = features.patches_under(grid, member)
+    if not np.isfinite(patches).all():
+        raise _not_finite(task.photo)
     descriptor = patches.mean(0, dtype=np.float64) if len(patches) else np.zeros(grid.shape[-1])
     return View(task.photo.concepts[0], task.photo.name, task.augmentation, patches, descriptor.astype(np.float32))
+
+
+def _not_finite(photo: Photo) -> UserError:
+    """A format too small for a model's numbers gives NaN, and what is compared with NaN is never found."""
+    return UserError(f"{photo.name} gives features that are not finite: use --dtype float32 or bfloat16")
 
 
 # --- matching -----------------------------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ def match_photos(
         else:
             raise ValueError("matching needs a recognizer with ground=True or segment=True")
         grids = dino(batch.inputs["features"])
-        return [_match(grid, proposals, matcher, recognizer) for grid, proposals in zip(grids, found, strict=True)]
+        return [_match(*each, matcher, recognizer) for each in zip(batch.tasks, grids, found, strict=True)]
 
     tasks = [Task(photo) for photo in photos]
     nothing = np.zeros((0, 4), dtype=np.int64), Best.none(len(gallery.concepts))
@@ -250,7 +257,9 @@ def match_photos(
         yield Matches(task.photo, boxes, best, reason or None)
 
 
-def _match(grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer: Recognizer) -> tuple[np.ndarray, Best]:
+def _match(
+    task: Task, grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer: Recognizer
+) -> tuple[np.ndarray, Best]:
     """Tight boxes int (M, 4) of the proposals that cover a patch, and what they match."""
     boxes = features.pixel_boxes(proposals.boxes_xyxy, recognizer.size)
     patch = recognizer.features.patch
@@ -260,4 +269,6 @@ def _match(grid: torch.Tensor, proposals: Regions, matcher: Matcher, recognizer:
         pooled, which = features.pool_masks(grid, features.sampled(proposals.masks, patch))
     kept = which >= 0
     best = matcher.best(pooled)
+    if kept.any() and np.isnan(best.nearest).any():
+        raise _not_finite(task.photo)
     return boxes[kept], best.of_proposals(which[kept]) if kept.any() else best

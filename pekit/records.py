@@ -7,6 +7,7 @@ C concepts, V views of a concept.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ class Gallery:
             f"valid has shape {self.valid.shape}, expected {self.descriptors.shape[:2]}",
         )
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         return tuple(concept.key for concept in self.concepts)
 

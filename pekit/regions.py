@@ -13,7 +13,7 @@ from transformers.image_transforms import center_to_corners_format
 
 from pekit.features import PictureInput
 from pekit.hub import ROLES, find_checkpoint
-from pekit.records import Regions
+from pekit.records import Regions, UserError
 
 PROPOSAL_PROMPT = "object."
 PROPOSAL_SCORE = 0.01
@@ -46,7 +46,10 @@ class Grounder:
         words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
         output = self.model(pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True), **words)
         boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
-        return boxes.cpu().numpy(), output.logits.float().sigmoid().amax(-1).cpu().numpy()
+        scores = output.logits.float().sigmoid().amax(-1).cpu().numpy()
+        if np.isnan(scores).any():  # else they would read as nothing found
+            raise UserError("Grounding DINO gives scores that are not finite: use --dtype float32 or bfloat16")
+        return boxes.cpu().numpy(), scores
 
     def ground(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> list[Regions]:
         """Find what each prompt names: the highest-scoring box, however low its score.

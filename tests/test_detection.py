@@ -41,6 +41,7 @@ from conftest import (
 from pekit import detecting, regions
 from pekit.cli import extraction
 from pekit.cli.detection import main
+from pekit.features import PatchFeatures
 from pekit.records import Regions
 
 HALF = ("float32", "bfloat16")
@@ -345,6 +346,10 @@ class TestViewsInUse:
             assert [d["concept"] for d in record["detections"]] == ["pig-cup"]
             assert record["similarities"]["lamp"] is None
 
+    def test_augmentations_that_are_not_there(self, small: Path, models: Path, call: Callable) -> None:
+        run = (*common(small, models), "--save_folder", small / "r")
+        assert_refused(call(main, *run, "--variation", "augment"), "no augmented views", "extraction.py")
+
     def test_no_views(self, small: Path, models: Path, call: Callable) -> None:
         run = (*common(small, models), "--save_folder", small / "r")
         assert_refused(call(main, *run, "--grounding_sam"), "extraction.py", "--grounding_sam")
@@ -475,6 +480,40 @@ class TestThisIsMy:
         assert seen  # a unit was found, so all of its concepts were
 
 
+class TestNumbersThatAreNotFinite:
+    """What a number format too small for a model gives."""
+
+    def refuse(self, call: Callable, small: Path, models: Path, *words: str) -> None:
+        run = (*common(small, models), "--save_folder", small / "r")
+        assert_refused(call(main, *run), "not finite", "--dtype float32", *words)
+
+    def test_of_grounding_dino(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heads = regions.GroundingDinoForObjectDetection.forward
+
+        def overflow(*args: object, **kwargs: object) -> object:
+            output = heads(*args, **kwargs)
+            output.logits[0, 0] = math.nan
+            return output
+
+        monkeypatch.setattr(regions.GroundingDinoForObjectDetection, "forward", overflow)
+        self.refuse(call, small, models, "Grounding DINO")
+
+    def test_of_dino(self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+        grids = PatchFeatures.__call__
+
+        def overflow(*args: object) -> torch.Tensor:
+            grid = grids(*args).clone()
+            grid[:, 3] = math.nan
+            return grid
+
+        monkeypatch.setattr(PatchFeatures, "__call__", overflow)
+        self.refuse(call, small, models, "YoLLaVA/test/")
+        again = call(extraction.main, *common(small, models), "--overwrite")
+        assert_refused(again, "not finite", "--dtype float32", "YoLLaVA/train/")
+
+
 class TestZeroProposals:
     def test_photos_without_a_proposal(
         self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
@@ -539,6 +578,19 @@ class TestGoingOn:
         assert made == expected
         for array in (small / "whole").glob("*.npy"):
             assert (killed / array.name).read_bytes() == array.read_bytes()
+
+    def test_a_photo_that_was_replaced_starts_a_new_run(self, small: Path, models: Path, call: Callable) -> None:
+        folder = detect(call, small, models, "--limit", 2)
+        results = folder.parents[1]
+        run = (*common(small, models), "--limit", 2, "--save_folder", results)
+        (folder / "summary.json").unlink()  # as if it had been interrupted
+        assert_ran(call(main, *run))
+        assert len(list((results / "runs").iterdir())) == 1
+        (folder / "summary.json").unlink()
+        photo = small / "data" / lines(folder / "predictions.jsonl")[0]["photo"]
+        write_photos(photo.parent, [photo.name], seed=900)
+        assert_ran(call(main, *run))
+        assert len(list((results / "runs").iterdir())) == 2
 
     def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)

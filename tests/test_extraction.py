@@ -225,6 +225,21 @@ class TestTheSameFilesHoweverTheyAreMade:
         assert f"{24 - len(finished)} views made, {len(finished)} kept" in result.stdout
         assert files_of(tmp_path / "features") == files_of(whole)
 
+    def test_photos_newer_than_their_views_are_named(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
+        run = options(tmp_path, models)
+        result = call(main, *run)
+        assert_ran(result)
+        assert "newer" not in result.stderr
+        photo = tmp_path / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        view = tmp_path / f"features/yollava/extracted_features/{CONCEPTS[0]}/1_0.pt"
+        write_photos(photo.parent, [photo.name], seed=901)
+        os.utime(photo, (view.stat().st_mtime + 60,) * 2)
+        result = call(main, *run)
+        assert_ran(result)
+        assert "1 photos are newer than their views, such as YoLLaVA/train/pig-cup/1.png" in result.stderr
+        assert "0 views made" in result.stdout + result.stderr
+
 
 class TestPhotosThatCannotBeRead:
     @pytest.fixture

@@ -55,6 +55,35 @@ def test_one_file_holds_what_the_views_hold(stored, monkeypatch, variation, n_vi
     assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_augmentations_that_are_not_there_are_told(stored, monkeypatch, caplog, large) -> None:
+    folder, concepts = stored
+    if large:
+        consolidate(monkeypatch)
+    for photo in range(3):
+        view_file(folder, "red-mug", f"v{photo}", 1).unlink()
+    gallery.load_gallery(folder, concepts, "augment", 5, seed=1)
+    assert "3 of 13 photos have fewer than 2 views, such as red-mug/v0" in caplog.text
+    caplog.clear()
+    gallery.load_gallery(folder, concepts, "normal", 5, seed=1)
+    assert "views, such as" not in caplog.text.replace("have views of fewer", "")
+    with pytest.raises(UserError, match=r"no augmented views: run extraction\.py --variation augment"):
+        gallery.load_gallery(folder, concepts[:1], "augment", 5, seed=1)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_view_of_numbers_that_are_not_finite_is_refused(stored, monkeypatch, large, number) -> None:
+    folder, concepts = stored
+    if large:
+        consolidate(monkeypatch)
+    patches = np.ones((4, WIDTH), np.float32)
+    patches[1, 3] = number
+    save_view(view_file(folder, "kite 10", "v2", 0), View("kite 10", "x.png", 0, patches, patches.mean(0)))
+    with pytest.raises(UserError, match=r"v2_0\.pt holds numbers that are not finite"):
+        gallery.load_gallery(folder, concepts, "normal", 20, seed=1)
+
+
 def test_concepts_in_another_order_and_number(stored, monkeypatch) -> None:
     folder, concepts = stored
     some = [concepts[2], concepts[0]]

@@ -1,0 +1,81 @@
+"""Checkpoints of the hub: what they are is known before their weights are loaded, whatever is on disk already."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModel
+
+from pekit import hub
+
+NAME = "someone/dino"
+
+
+def checkpoint() -> hub.Checkpoint:
+    return hub.Checkpoint("--dino_model", NAME, NAME, "abc", None)
+
+
+@pytest.fixture(params=[None, "400KB"])
+def published(request: pytest.FixtureRequest, models: Path, tmp_path: Path) -> Path:
+    """A checkpoint as it lies on the hub, its weights in one file or in shards."""
+    folder = tmp_path / "published"
+    shards = {"max_shard_size": request.param} if request.param else {}
+    AutoModel.from_pretrained(models / "features").save_pretrained(folder, **shards)
+    assert len(list(folder.glob("*.safetensors"))) > 1 if request.param else (folder / "model.safetensors").exists()
+    return folder
+
+
+def test_what_is_not_on_disk_is_fetched_before_it_is_described(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def fetch(name: str, file: str, **options: object) -> str | None:
+        assert name == NAME and options["revision"] == "abc"
+        if not (published / file).exists():
+            return None
+        shutil.copy(published / file, cache)
+        return str(cache / file)
+
+    def fetch_shards(name: str, index: str, **options: object) -> None:
+        for file in set(json.loads(Path(index).read_text())["weight_map"].values()):
+            fetch(name, file, **options)
+
+    monkeypatch.setattr(hub, "cached_file", fetch)
+    monkeypatch.setattr(hub, "get_checkpoint_shard_files", fetch_shards)
+    described = checkpoint().described()
+    assert described.fingerprint == hub.fingerprint(published) != ""
+    assert {file.name for file in cache.glob("*.safetensors")} == {
+        file.name for file in published.glob("*.safetensors")
+    }
+    changed = next(iter(cache.glob("*.safetensors")))
+    changed.write_bytes(bytes(changed.stat().st_size))
+    assert hub.fingerprint(cache) != described.fingerprint
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin", ""])
+def test_the_hubs_own_cache_without_network(published: Path, weights: str, tmp_path: Path) -> None:
+    """In a process of its own, as the library reads where its cache is when it is imported."""
+    if weights == "bin":
+        for file in published.glob("*.safetensors*"):
+            file.unlink()
+        torch.save({}, published / "pytorch_model.bin")
+    snapshot = tmp_path / "hf/hub/models--someone--dino/snapshots/abc"
+    shutil.copytree(published, snapshot, ignore=None if weights else shutil.ignore_patterns("*.safetensors*"))
+    lines = (
+        "from pekit import hub",
+        f"print(hub.Checkpoint('--dino_model', {NAME!r}, {NAME!r}, 'abc', None).described().fingerprint)",
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=False
+    )
+    # Where they cannot be had, loading says so; a run that has nothing left to do needs none.
+    assert result.stdout.strip() == (hub.fingerprint(published) if weights else ""), result.stderr
