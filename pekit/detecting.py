@@ -297,8 +297,7 @@ def _finish(
         ),
     )
     detected = [{d["concept"] for d in record["detections"][str(threshold)]} for record in records]
-    truth = np.array([[_shows(photo, unit, settings) for unit in units] for photo in photos])
-    found = np.array([[set(unit.concepts) <= own for unit in units] for own in detected])
+    truth, found = _tables(photos, detected, units, settings.multi_concept)
     inverted = settings.test_split in INVERTED_SPLITS
     measured = metrics.recognition_metrics(truth, found, inverted)
     of_unit, of_mean = metrics.bootstrap_intervals(truth, found, inverted, settings.seed)
@@ -329,11 +328,30 @@ def _finish(
     return _table(threshold, units, measured, means, of_mean, settings, len(photos))
 
 
-def _shows(photo: Photo, unit: Unit, settings: DetectionSettings) -> bool:
-    """Whether a photo is a positive of a unit; a multi-concept photo is one of its own folder only."""
-    if settings.multi_concept:
-        return photo.path.parent.name == unit.name
-    return unit.concepts[0] in photo.concepts
+def _tables(
+    photos: Sequence[Photo], detected: Sequence[set[str]], units: Sequence[Unit], multi_concept: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which units each photo shows, and which were found in it.
+
+    A multi-concept photo is a positive of its own folder only; a unit is found when all its concepts are.
+
+    Returns:
+        bool (N, U) each.
+    """
+    with_concept: dict[str, list[int]] = {}
+    for u, unit in enumerate(units):
+        for concept in unit.concepts:
+            with_concept.setdefault(concept, []).append(u)
+    named = {unit.name: u for u, unit in enumerate(units)}
+    truth, found = (np.zeros((len(photos), len(units)), dtype=bool) for _ in range(2))
+    for n, (photo, own) in enumerate(zip(photos, detected, strict=True)):
+        if multi_concept:
+            shown = [named[photo.path.parent.name]]
+        else:
+            shown = [u for concept in photo.concepts for u in with_concept.get(concept, ())]
+        truth[n, shown] = True
+        found[n, [u for key in own for u in with_concept.get(key, ()) if own.issuperset(units[u].concepts)]] = True
+    return truth, found
 
 
 def _table(

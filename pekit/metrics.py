@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
+BLOCK = 1024  # units whose draws are in memory at a time
 COUNTS = ("gt", "detected", "correct", "gt_neg", "detected_neg", "correct_neg")
 
 
@@ -82,19 +83,29 @@ def bootstrap_intervals(
         per unit: name -> float (2, U); of the mean with NaN left out: name -> float (2,). NaN where a metric is
         empty in every draw.
     """
-    photos = len(truth)
+    photos, units = truth.shape
     weights = (
         np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), size=draws).astype(np.float64)
     )
-    values = _ratios(_count(truth, found, weights), inverted)
-    per_unit, of_mean = {}, {}
-    for name, value in values.items():
-        per_unit[name] = _percentiles(value)
-        filled = ~np.isnan(value)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(filled, value, 0).sum(1) / filled.sum(1)
-        of_mean[name] = _percentiles(mean[:, None])[:, 0]
-    return per_unit, of_mean
+    # Of many units most are alike, such as those in no photo that are never found: each kind is drawn once, and a
+    # block of kinds at a time, so that memory does not grow with the units.
+    packed = np.packbits(np.concatenate([truth, found]), axis=0)
+    _, first, kind, alike = np.unique(packed, axis=1, return_index=True, return_inverse=True, return_counts=True)
+    per_kind = {name: np.empty((2, len(first))) for name in (*FOUR, "accuracy")}
+    sums, filled = ({name: np.zeros(draws) for name in per_kind} for _ in range(2))
+    for start in range(0, len(first), BLOCK):
+        block = slice(start, start + BLOCK)
+        values = _ratios(_count(truth[:, first[block]], found[:, first[block]], weights), inverted)
+        for name, value in values.items():
+            per_kind[name][:, block] = _percentiles(value)
+            there = ~np.isnan(value)
+            sums[name] += np.where(there, value, 0) @ alike[block]
+            filled[name] += there @ alike[block]
+    with np.errstate(invalid="ignore"):
+        means = {name: sums[name] / filled[name] for name in per_kind}
+    kind = kind.reshape(units)
+    of_mean = {name: _percentiles(mean[:, None])[:, 0] for name, mean in means.items()}
+    return {name: bounds[:, kind] for name, bounds in per_kind.items()}, of_mean
 
 
 def _percentiles(value: np.ndarray) -> np.ndarray:

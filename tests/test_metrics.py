@@ -93,6 +93,27 @@ def test_bootstrap_intervals_like_a_slow_resampling_of_photos() -> None:
         assert (per_unit[name][0] <= measured).all() and (measured <= per_unit[name][1]).all()
 
 
+def test_bootstrap_of_units_in_blocks_and_of_equal_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against each unit alone, and the mean against a table of all draws, made with the same photos drawn."""
+    truth, found = random_tables(4, photos=21, units=9)
+    truth[:, 3], found[:, 3] = truth[:, 7], found[:, 7]
+    truth[:, [1, 5]] = found[:, [1, 5]] = False
+    monkeypatch.setattr(metrics, "BLOCK", 4)
+    per_unit, of_mean = metrics.bootstrap_intervals(truth, found, True, seed=6, draws=200)
+    weights = np.random.default_rng(6).multinomial(21, np.full(21, 1 / 21), size=200)
+    tables: dict[str, np.ndarray] = {name: np.full((200, 9), np.nan) for name in metrics.FOUR}
+    for d, drawn in enumerate(np.repeat(np.arange(21), own) for own in weights):
+        for u in range(9):
+            for name, value in plain.unit_metrics(truth[drawn, u].tolist(), found[drawn, u].tolist()).items():
+                tables[name][d, u] = 1 - value
+    for name, table in tables.items():
+        for u in range(9):
+            known = table[~np.isnan(table[:, u]), u]
+            expected = np.percentile(known, [2.5, 97.5]) if len(known) else [np.nan, np.nan]
+            np.testing.assert_allclose(per_unit[name][:, u], expected, atol=1e-12)
+        np.testing.assert_allclose(of_mean[name], np.percentile(np.nanmean(table, 1), [2.5, 97.5]), atol=1e-12)
+
+
 def test_bootstrap_is_repeatable_narrower_with_more_photos_and_nan_where_empty() -> None:
     truth, found = random_tables(3)
     one, mean_one = metrics.bootstrap_intervals(truth, found, seed=1)

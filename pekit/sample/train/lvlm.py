@@ -51,8 +51,8 @@ from pekit.sample.train.scenes import DETAILED, as_stored, draw_pair
 
 log = logging.getLogger(__name__)
 
-STEPS = 12_000
-TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.98  # shares of the steps
+STEPS = 11_800
+TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.985  # shares of the steps
 BATCH = 8
 SCENES_NEAR, OBJECTS_NEAR = 14, 2  # looked at from near in a step, and at most so many objects of each
 NEAR_CELLS = 8  # side of a near view in image tokens
