@@ -243,7 +243,7 @@ def _is_photo(file: Path) -> bool:
     try:
         with Image.open(file):
             return True
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # what is no image, or a damaged one, makes the decoders raise anything
         return False
 
 
@@ -384,10 +384,12 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
 
                     ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
+    except PhotoError:
+        raise
     except FileNotFoundError:
         raise PhotoError(f"{path} is not there") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{path} cannot be read as an image: {error}") from None
+    except Exception as error:  # a damaged photo makes the decoders raise anything, MemoryError and TypeError among it
+        raise PhotoError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
