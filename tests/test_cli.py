@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
 from pekit import cli
@@ -132,6 +133,36 @@ def answered(script: str, *options: object) -> tuple[int, str, float]:
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds.append(usage.ru_utime + usage.ru_stime)
     return process.returncode, text, min(seconds)
+
+
+class TestMemoryThatRunsOut:
+    """Wherever it does, one sentence with the mend; a fault of the program keeps its traceback."""
+
+    @staticmethod
+    def run(call: Callable, error: Exception) -> subprocess.CompletedProcess[str]:
+        def command() -> int:
+            raise error
+
+        return call(lambda _: cli.run_script(command, argparse.Namespace(offline=False)))
+
+    def test_of_the_gpu(self, call: Callable) -> None:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+        assert_refused(self.run(call, error), "memory is full", "--device", "--dtype bfloat16", "--models small")
+
+    def test_while_a_model_is_moved_to_the_gpu(
+        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+        write_yollava(tmp_path / "data", ["mug"], 1, 1)
+        options = ("--data_folder", tmp_path / "data", "--features_folder", tmp_path / "f", "--models", models)
+        assert_refused(call(extraction.main, "--dataset", "yollava", *options), "memory is full")
+
+    def test_other_errors_keep_their_traceback(self, call: Callable) -> None:
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            self.run(call, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "vqa.py"])
