@@ -107,10 +107,10 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Read JSON lines; a last line cut short by an interruption is left out."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # decoded line by line: the cut may lie inside a character
         for line in file:
             try:
-                yield json.loads(line)
+                yield json.loads(line.decode())
             except ValueError:
-                if line.endswith("\n"):
+                if line.endswith(b"\n"):
                     raise

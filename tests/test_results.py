@@ -74,11 +74,15 @@ def test_json_is_strict_and_plain(tmp_path: Path) -> None:
     assert list(stored) == list("abcde")
 
 
-def test_a_torn_last_line_is_left_out_but_damage_inside_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [b'{"n": 3, "unfin', b'{"n": "caf\xc3', b"{", b'"\xe2\x82'])
+def test_a_torn_last_line_is_left_out(tmp_path: Path, rest: bytes) -> None:
     file = tmp_path / "x.jsonl"
-    results.write_jsonl(file, [{"n": 1}, {"n": 2}])
-    file.write_text(file.read_text() + '{"n": 3, "unfin')
-    assert list(results.read_jsonl(file)) == [{"n": 1}, {"n": 2}]
-    file.write_text('{"n": 1\n{"n": 2}\n')
+    file.write_bytes(b'{"n": 1}\n{"n": "caf\xc3\xa9"}\n' + rest)
+    assert list(results.read_jsonl(file)) == [{"n": 1}, {"n": "caf\u00e9"}]
+
+
+@pytest.mark.parametrize("content", [b'{"n": 1\n{"n": 2}\n', b'{"n": "caf\xc3\n{"n": 2}'])
+def test_damage_inside_is_not(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(ValueError):
-        list(results.read_jsonl(file))
+        list(results.read_jsonl(tmp_path / "x.jsonl"))
