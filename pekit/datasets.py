@@ -58,8 +58,9 @@ def name_map(kind: str) -> dict[str, str]:
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key under which ``2.png`` comes before ``10.png``."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name))
+    """Sort key under which ``2.png`` comes before ``10.png``; no two names have the same."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts), name
 
 
 # --- names --------------------------------------------------------------------------------------------------------

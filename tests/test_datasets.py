@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import struct
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,20 @@ class TestNames:
         names = ["10.png", "2.png", "1.png", "v10_double.png", "v9.png", "img_2b.png", "img_10a.png"]
         expected = ["1.png", "2.png", "10.png", "img_2b.png", "img_10a.png", "v9.png", "v10_double.png"]
         assert sorted(names, key=datasets.natural_key) == expected
+
+    @pytest.mark.parametrize(
+        "expected",
+        [
+            ["01.png", "1.png", "2.png"],
+            ["IMG_1.png", "img_1.png", "img_2.png"],
+            ["5", "5\u00b2", "6"],
+            ["\u0663", "4"],  # an Arabic three
+            ["a", "a1", "a1b"],
+        ],
+    )
+    def test_natural_order_does_not_depend_on_the_order_before(self, expected: list[str]) -> None:
+        for names in permutations(expected):
+            assert sorted(names, key=datasets.natural_key) == expected
 
 
 class TestConcepts:
