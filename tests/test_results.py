@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,33 @@ def test_run_folders_never_collide(tmp_path: Path) -> None:
     folders = [results.new_run_folder(tmp_path / "runs", "-x") for _ in range(20)]
     assert len(set(folders)) == 20
     assert all(folder.is_dir() and folder.name.endswith("-x") for folder in folders)
+
+
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    held = results.claim(tmp_path)
+    assert held and results.claim(tmp_path) is None
+    held.close()
+    assert results.claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "goes_on"),
+    [(errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)],
+)
+def test_a_file_system_without_locks_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int, goes_on: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if goes_on:
+        assert results.claim(tmp_path)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert str(tmp_path) in caplog.text and os.strerror(number) in caplog.text
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            results.claim(tmp_path)
 
 
 def test_json_is_strict_and_plain(tmp_path: Path) -> None:
