@@ -51,7 +51,8 @@ def released_letter(reply: str, letters: Sequence[str]) -> str:
 
 
 def strict_letter(reply: str, options: Mapping[str, str]) -> str:
-    """The one option that a reply names beyond doubt: by a letter standing alone, else by the option's text.
+    """The one option that a reply names beyond doubt: it is the option's text, or it holds a letter standing alone, or
+    else the option's text.
 
     A lower-case letter counts only as the whole reply or before ``.``, ``)`` or ``:``; "A" before a lower-case word
     is an article, unless that word is "is", "or" or "and".
@@ -59,10 +60,14 @@ def strict_letter(reply: str, options: Mapping[str, str]) -> str:
     Returns:
         One of the letters, upper case, or "" where the reply names none or several.
     """
-    letters = "".join(letter.upper() for letter in options)
+    letters = [letter.upper() for letter in options]
+    whole = [letter for letter, text in zip(letters, options.values(), strict=True) if exact_match(reply, text)]
+    if len(whole) == 1 and reply.strip().upper() not in letters:
+        return whole[0]
+    any_letter = "|".join(map(re.escape, letters))
     text = re.sub(r"\bA(?=\s+(?!(?:is|or|and)\b)[a-z])", "", reply)  # the article
-    named = set(re.findall(rf"\b([{letters}])\b(?!['\u2019])", text))
-    named |= {letter.upper() for letter in re.findall(rf"\b([{letters.lower()}])[.):]", reply)}
+    named = set(re.findall(rf"\b({any_letter})\b(?!['\u2019])", text))
+    named |= {letter.upper() for letter in re.findall(rf"\b({any_letter.lower()})[.):]", reply)}
     named |= {reply.strip().upper()} & set(letters)
     if not named:
         words = f" {_normalised(reply)} "
@@ -77,7 +82,8 @@ def exact_match(reply: str, key: str) -> bool:
 
 def _normalised(text: str) -> str:
     text = re.sub(r"['\u2018\u2019]", "", text.casefold())
-    return " ".join(word for word in re.findall(r"\w+", text) if word not in ("a", "an", "the"))
+    words = re.findall(r"\w+", text)
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)  # "A" may be an answer
 
 
 def grade_options(answer: Answer) -> Verdict:

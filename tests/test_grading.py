@@ -74,6 +74,22 @@ def test_three_options() -> None:
     assert strict_letter("It is C", {"A": "x", "B": "y", "C": "z"}) == "C"
 
 
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("Dark red.", {"A": "red", "B": "dark red"}, "B"),
+        ("It is dark red", {"A": "red", "B": "dark red"}, ""),
+        ("Vitamin B", {"A": "Vitamin B", "B": "iron"}, "A"),
+        ("b", {"A": "B", "B": "C"}, "B"),  # a bare letter is a letter
+        ("", {"A": "A", "B": "the"}, ""),
+        ("It is y", {"a]": "x", "^": "y"}, "^"),
+        ("a].", {"a]": "x", "^": "y"}, "A]"),
+    ],
+)
+def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], letter: str) -> None:
+    assert strict_letter(reply, options) == letter
+
+
 def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it() -> None:
     [graded] = grade([answered("Actually, it is B", "B", {"A": "red", "B": "blue"})], "none", None)
     verdict = graded.verdict
@@ -99,6 +115,8 @@ def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it()
         ("dark blue", "blue", False),
         ("", "blue", False),
         ("caf\u00e9", "cafe", False),
+        ("", "A", False),
+        ("a", "A.", True),
     ],
 )
 def test_exact_match(reply: str, key: str, same: bool) -> None:
