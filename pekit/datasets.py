@@ -182,6 +182,16 @@ def concept_folders(folder: Path) -> list[Path]:
     return found
 
 
+def check_part(dataset: str, multi_concept: bool) -> None:
+    """Only this-is-my has a multi-concept part.
+
+    Raises:
+        UserError: that of another data set is asked for.
+    """
+    if multi_concept and dataset != "this-is-my":
+        raise UserError(f"--multi_concept goes with --dataset this-is-my; {dataset} has no multi-concept part")
+
+
 def find_root(data_folder: Path, dataset: str, multi_concept: bool = False) -> Path:
     """The folder of a data set: for this-is-my ``…/Single-concept`` or ``…/Multi-concept``, else the data set's own.
 
@@ -190,8 +200,7 @@ def find_root(data_folder: Path, dataset: str, multi_concept: bool = False) -> P
     """
     if not data_folder.is_dir():
         raise UserError(f"--data_folder {data_folder} is not a folder: name the one that holds {ROOTS[dataset][0]}")
-    if multi_concept and dataset != "this-is-my":
-        raise UserError(f"--multi_concept goes with --dataset this-is-my; {dataset} has no multi-concept part")
+    check_part(dataset, multi_concept)
     for name in ROOTS[dataset]:
         root = _child(data_folder, name)
         if root is None:
