@@ -8,12 +8,11 @@ import json
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pekit.answers import Answer, Verdict
-from pekit.chat import Chat, ChatError, Endpoint, Patience
+from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently
 from pekit.records import UserError
 from pekit.results import write_json
 
@@ -136,11 +135,12 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
         )
     model = values.get("OPENAI_CHAT_MODEL", "")
     base_url = environment.get("OPENAI_BASE_URL") or values.get("OPENAI_API_BASE", "")
+    url_option = "OPENAI_BASE_URL" if environment.get("OPENAI_BASE_URL") else "OPENAI_API_BASE"
     version = values.get("OPENAI_API_VERSION", "")
     if not model or (kind == "azure" and not (base_url and version)):
         needed = "OPENAI_CHAT_MODEL" if not model else "OPENAI_API_BASE and OPENAI_API_VERSION"
         raise UserError(f"the judge needs {needed}: set it in {config}")
-    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version)
+    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version, url_option)
     return JudgeSettings(endpoint, _parameters(values, config))
 
 
@@ -231,22 +231,12 @@ def grade(
             yield replace(answer, verdict=Verdict(None, "none", reason="open questions were not graded"))
     if judge is None or not judged:
         return
-    refused: list[UserError] = []
 
-    def verdict(answer: Answer) -> Verdict:
-        if refused:  # a key that was refused once is not sent again
-            raise refused[0]
-        try:
-            return judge.verdict(answer.query.question, answer.query.answer, answer.reply or "")
-        except UserError as error:
-            refused.append(error)
-            raise
+    def graded(answer: Answer) -> Answer:
+        query = answer.query
+        return replace(answer, verdict=judge.verdict(query.question, query.answer, answer.reply or ""))
 
-    pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = {pool.submit(verdict, answer): answer for answer in judged}
-        for future in as_completed(futures):
-            yield replace(futures[future], verdict=future.result())
+        yield from concurrently(graded, judged, concurrency)
     finally:
         judge.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
