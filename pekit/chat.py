@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pekit.records import UserError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 LONGEST_WAIT = 60.0
 SHOWN_LETTERS = 200
@@ -19,6 +24,10 @@ SHOWN_LETTERS = 200
 
 class ChatError(Exception):
     """The server gave no usable answer, after all attempts; says why."""
+
+
+class NoCompletionError(Exception):
+    """What a server sent is no chat completion."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Endpoint:
         base_url: of the server; empty for OpenAI's own.
         kind: "openai" or "azure".
         api_version: of Azure's API.
+        url_option: what sets the address, for messages.
+
+    Raises:
+        UserError: key or address can be none.
     """
 
     option: str
@@ -56,9 +69,36 @@ class Endpoint:
     kind: str = "openai"
     api_version: str = ""
 
+    url_option: str = "the URL"
+
     def __post_init__(self) -> None:
+        for name in ("key", "base_url"):
+            object.__setattr__(self, name, getattr(self, name).strip())
+        if not (self.key and self.key.isascii() and self.key.isprintable()):  # it travels in a header
+            raise UserError(f"{self.option}: its key is empty or has letters that no key has: set it again")
+        if self.base_url and not host_of(self.base_url):  # not shown: it may hold a password
+            raise UserError(
+                f"{self.option}: {self.url_option} is not of the form http://HOST:PORT/v1 (or https): mend it"
+            )
         if urlsplit(self.base_url).username is not None:
-            raise UserError(f"{self.option}: its URL holds a user name or password; put the key in the environment")
+            raise UserError(
+                f"{self.option}: {self.url_option} holds a user name or password; put the key in the environment"
+            )
+
+
+def host_of(url: str) -> str:
+    """The host of a server's address; "" where it is not of the form ``http://HOST:PORT/PATH``."""
+    url = url.strip()
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+        if ":" in host or host.replace(".", "").isdigit():
+            ip_address(host)
+    except ValueError:  # of the port, the numbers or the letters of the name
+        return ""
+    written = parts.scheme in ("http", "https") and port != 0 and url.isprintable() and " " not in url
+    return host if written else ""
 
 
 class Chat:
@@ -110,21 +150,24 @@ class Chat:
                 break
             asked_wait = 0.0
             try:
-                response = self._client.chat.completions.create(
+                response = self._client.chat.completions.with_raw_response.create(
                     model=self._endpoint.model, messages=messages, **parameters
                 )
-                choice = response.choices[0] if response.choices else None
+                reply = read_completion(response.content)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                # why a key is refused is not shown: servers quote it, masked in ways of their own
+                why = self._shown(error) if isinstance(error, openai.NotFoundError) else _kind(error)
                 raise UserError(
-                    f"{self._endpoint.option}: the server refuses every request ({self._shown(error)}): check key, "
-                    "model and address"
+                    f"{self._endpoint.option}: the server refuses every request ({why}): check key, model and address"
                 ) from None
             except openai.APIError as error:  # 429, 5xx, time-outs, no connection, refused content
                 reason = self._shown(error)
                 asked_wait = _asked_wait(error)
                 continue
-            reply = choice.message.content if choice else None
-            if choice is None or reply is None or choice.finish_reason == "content_filter":
+            except NoCompletionError:
+                reason = "the reply is no chat completion: check the address (it usually ends in /v1)"
+                continue
+            if reply is None:
                 reason = "the server gave no text"
                 continue
             accepted = accept(reply)
@@ -134,12 +177,46 @@ class Chat:
         raise ChatError(reason or "stopped")
 
     def _shown(self, error: Exception) -> str:
-        return f"{type(error).__name__}: {self._clean(str(error))}"
+        return f"{type(error).__name__}: {self._clean(encodable(str(error)))}"
 
     def _clean(self, text: str) -> str:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
         text = text.replace(self._endpoint.key, "***") if self._endpoint.key else text
         return re.sub(r"\bsk-[\w*.-]+", "***", " ".join(text.split()))[:SHOWN_LETTERS]
+
+
+def _kind(error: Exception) -> str:
+    status = getattr(error, "status_code", None)
+    return f"{type(error).__name__}, status {status}" if status else type(error).__name__
+
+
+def read_completion(content: bytes) -> str | None:
+    """The text of a chat completion.
+
+    Args:
+        content: what the server sent.
+
+    Returns:
+        The text; None where there is none, or only what a filter left of it.
+
+    Raises:
+        NoCompletionError: it is something else, such as a web page.
+    """
+    try:
+        choices = json.loads(content)["choices"]
+        if not choices:
+            return None
+        text, end = choices[0]["message"].get("content"), choices[0].get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise NoCompletionError from None
+    if text is not None and not isinstance(text, str):
+        raise NoCompletionError
+    return None if text is None or end == "content_filter" else encodable(text)
+
+
+def encodable(text: str) -> str:
+    """A text that can be written: JSON may hold halves of letters, which become question marks."""
+    return text.encode(errors="replace").decode()
 
 
 def _asked_wait(error: Exception) -> float:
@@ -149,3 +226,37 @@ def _asked_wait(error: Exception) -> float:
         return min(float(headers.get("retry-after", 0)), LONGEST_WAIT)
     except ValueError:  # a date
         return 0.0
+
+
+def concurrently(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
+    """Apply a function in threads; items are taken as there is room for them.
+
+    The threads are daemons, so that a process that is stopped does not wait for requests in flight.
+
+    Args:
+        function: what to do with an item; its exception ends the results.
+        items: taken in the caller's thread.
+        at_once: how many threads at most.
+
+    Yields:
+        Results in the order in which they come.
+    """
+    done: SimpleQueue[Future[R]] = SimpleQueue()
+
+    def work(item: T) -> None:
+        future: Future[R] = Future()
+        try:
+            future.set_result(function(item))
+        except BaseException as error:
+            future.set_exception(error)
+        done.put(future)
+
+    running = 0
+    for item in items:
+        threading.Thread(target=work, args=(item,), daemon=True).start()
+        running += 1
+        if running == at_once:
+            yield done.get().result()
+            running -= 1
+    for _ in range(running):
+        yield done.get().result()

@@ -58,8 +58,9 @@ def name_map(kind: str) -> dict[str, str]:
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key under which ``2.png`` comes before ``10.png``."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name))
+    """Sort key under which ``2.png`` comes before ``10.png``; no two names have the same."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts), name
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -182,6 +183,16 @@ def concept_folders(folder: Path) -> list[Path]:
     return found
 
 
+def check_part(dataset: str, multi_concept: bool) -> None:
+    """Only this-is-my has a multi-concept part.
+
+    Raises:
+        UserError: that of another data set is asked for.
+    """
+    if multi_concept and dataset != "this-is-my":
+        raise UserError(f"--multi_concept goes with --dataset this-is-my; {dataset} has no multi-concept part")
+
+
 def find_root(data_folder: Path, dataset: str, multi_concept: bool = False) -> Path:
     """The folder of a data set: for this-is-my ``…/Single-concept`` or ``…/Multi-concept``, else the data set's own.
 
@@ -190,8 +201,7 @@ def find_root(data_folder: Path, dataset: str, multi_concept: bool = False) -> P
     """
     if not data_folder.is_dir():
         raise UserError(f"--data_folder {data_folder} is not a folder: name the one that holds {ROOTS[dataset][0]}")
-    if multi_concept and dataset != "this-is-my":
-        raise UserError(f"--multi_concept goes with --dataset this-is-my; {dataset} has no multi-concept part")
+    check_part(dataset, multi_concept)
     for name in ROOTS[dataset]:
         root = _child(data_folder, name)
         if root is None:
@@ -243,7 +253,7 @@ def _is_photo(file: Path) -> bool:
     try:
         with Image.open(file):
             return True
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # what is no image, or a damaged one, makes the decoders raise anything
         return False
 
 
@@ -384,10 +394,12 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
 
                     ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
+    except PhotoError:
+        raise
     except FileNotFoundError:
         raise PhotoError(f"{path} is not there") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PhotoError(f"{path} cannot be read as an image: {error}") from None
+    except Exception as error:  # a damaged photo makes the decoders raise anything, MemoryError and TypeError among it
+        raise PhotoError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

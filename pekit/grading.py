@@ -8,12 +8,11 @@ import json
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pekit.answers import Answer, Verdict
-from pekit.chat import Chat, ChatError, Endpoint, Patience
+from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently
 from pekit.records import UserError
 from pekit.results import write_json
 
@@ -51,7 +50,8 @@ def released_letter(reply: str, letters: Sequence[str]) -> str:
 
 
 def strict_letter(reply: str, options: Mapping[str, str]) -> str:
-    """The one option that a reply names beyond doubt: by a letter standing alone, else by the option's text.
+    """The one option that a reply names beyond doubt: it is the option's text, or it holds a letter standing alone, or
+    else the option's text.
 
     A lower-case letter counts only as the whole reply or before ``.``, ``)`` or ``:``; "A" before a lower-case word
     is an article, unless that word is "is", "or" or "and".
@@ -59,10 +59,14 @@ def strict_letter(reply: str, options: Mapping[str, str]) -> str:
     Returns:
         One of the letters, upper case, or "" where the reply names none or several.
     """
-    letters = "".join(letter.upper() for letter in options)
+    letters = [letter.upper() for letter in options]
+    whole = [letter for letter, text in zip(letters, options.values(), strict=True) if exact_match(reply, text)]
+    if len(whole) == 1 and reply.strip().upper() not in letters:
+        return whole[0]
+    any_letter = "|".join(map(re.escape, letters))
     text = re.sub(r"\bA(?=\s+(?!(?:is|or|and)\b)[a-z])", "", reply)  # the article
-    named = set(re.findall(rf"\b([{letters}])\b(?!['\u2019])", text))
-    named |= {letter.upper() for letter in re.findall(rf"\b([{letters.lower()}])[.):]", reply)}
+    named = set(re.findall(rf"\b({any_letter})\b(?!['\u2019])", text))
+    named |= {letter.upper() for letter in re.findall(rf"\b({any_letter.lower()})[.):]", reply)}
     named |= {reply.strip().upper()} & set(letters)
     if not named:
         words = f" {_normalised(reply)} "
@@ -77,7 +81,8 @@ def exact_match(reply: str, key: str) -> bool:
 
 def _normalised(text: str) -> str:
     text = re.sub(r"['\u2018\u2019]", "", text.casefold())
-    return " ".join(word for word in re.findall(r"\w+", text) if word not in ("a", "an", "the"))
+    words = re.findall(r"\w+", text)
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)  # "A" may be an answer
 
 
 def grade_options(answer: Answer) -> Verdict:
@@ -130,11 +135,12 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
         )
     model = values.get("OPENAI_CHAT_MODEL", "")
     base_url = environment.get("OPENAI_BASE_URL") or values.get("OPENAI_API_BASE", "")
+    url_option = "OPENAI_BASE_URL" if environment.get("OPENAI_BASE_URL") else "OPENAI_API_BASE"
     version = values.get("OPENAI_API_VERSION", "")
     if not model or (kind == "azure" and not (base_url and version)):
         needed = "OPENAI_CHAT_MODEL" if not model else "OPENAI_API_BASE and OPENAI_API_VERSION"
         raise UserError(f"the judge needs {needed}: set it in {config}")
-    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version)
+    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version, url_option)
     return JudgeSettings(endpoint, _parameters(values, config))
 
 
@@ -225,22 +231,12 @@ def grade(
             yield replace(answer, verdict=Verdict(None, "none", reason="open questions were not graded"))
     if judge is None or not judged:
         return
-    refused: list[UserError] = []
 
-    def verdict(answer: Answer) -> Verdict:
-        if refused:  # a key that was refused once is not sent again
-            raise refused[0]
-        try:
-            return judge.verdict(answer.query.question, answer.query.answer, answer.reply or "")
-        except UserError as error:
-            refused.append(error)
-            raise
+    def graded(answer: Answer) -> Answer:
+        query = answer.query
+        return replace(answer, verdict=judge.verdict(query.question, query.answer, answer.reply or ""))
 
-    pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = {pool.submit(verdict, answer): answer for answer in judged}
-        for future in as_completed(futures):
-            yield replace(futures[future], verdict=future.result())
+        yield from concurrently(graded, judged, concurrency)
     finally:
         judge.stop()
-        pool.shutdown(wait=False, cancel_futures=True)

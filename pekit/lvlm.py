@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from pekit.chat import Chat, ChatError, Endpoint, Patience
+from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently, host_of
 from pekit.records import UserError
 
 log = logging.getLogger(__name__)
 
 SERVED = "openai:"
+OPENAI_HOST = "api.openai.com"
 IMAGE = object()  # the photo's place in a prompt
 
 
@@ -98,8 +98,13 @@ def open_lvlm(settings: LvlmSettings) -> Lvlm:
     """Find an LVLM; its weights are not read yet.
 
     Raises:
-        UserError: it is not there, or a served model is named without what reaching it needs.
+        UserError: it is not there, or a served model is named without what reaching it needs, or a server for another.
     """
+    if settings.base_url and not settings.served:
+        raise UserError(
+            f"--vlm_base_url goes with --vlm_model {SERVED}<name>, not with {settings.source}: write {SERVED} before "
+            "the model's name, or leave --vlm_base_url out"
+        )
     return ServedLvlm(settings) if settings.served else LocalLvlm(settings)
 
 
@@ -309,18 +314,22 @@ class ServedLvlm(Lvlm):
     The key is ``VLM_API_KEY``; ``OPENAI_API_KEY`` is sent to OpenAI's own address only.
 
     Raises:
-        UserError: OpenAI's own server is named and no key is set.
+        UserError: no model is named, OpenAI's own server is meant and no key is set, or key or address can be none.
     """
 
     def __init__(self, settings: LvlmSettings) -> None:
-        name = settings.source.removeprefix(SERVED)
-        key = os.environ.get("VLM_API_KEY") or ("none" if settings.base_url else os.environ.get("OPENAI_API_KEY"))
+        name = settings.source.removeprefix(SERVED).strip()
+        if not name:
+            raise UserError(f"--vlm_model {SERVED} names no model: write {SERVED}<name>, as the server calls it")
+        own = not settings.base_url or host_of(settings.base_url) == OPENAI_HOST
+        key = os.environ.get("VLM_API_KEY") or (os.environ.get("OPENAI_API_KEY") if own else "none")
         if not key:
             raise UserError(
                 f"--vlm_model {settings.source} needs a key: set VLM_API_KEY in the environment, or name another "
                 "server with --vlm_base_url"
             )
-        self._endpoint = Endpoint(f"--vlm_model {settings.source}", name, key, settings.base_url)
+        option = f"--vlm_model {settings.source}"
+        self._endpoint = Endpoint(option, name, key, settings.base_url, url_option="--vlm_base_url")
         self._chat = Chat(self._endpoint, settings.patience)
         self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
         self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
@@ -329,18 +338,10 @@ class ServedLvlm(Lvlm):
         return {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
-        pool = ThreadPoolExecutor(self._concurrency)
-        running: set[Future] = set()
         try:
-            for request in requests:
-                running.add(pool.submit(self._answer, request))
-                if len(running) >= self._concurrency:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in as_completed(running))
+            yield from concurrently(self._answer, requests, self._concurrency)
         finally:
             self._chat.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, request: Request) -> tuple[Request, Reply]:
         parts = wrap(request.prompt, self._style, request.image is not None)

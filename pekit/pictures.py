@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pekit.cli import LoadingSettings
 from pekit.datasets import open_image, squash
@@ -118,6 +118,8 @@ class _Pictures(Dataset):
 def _collate(items: list) -> Batch:
     good = [item for item in items if item[1] is None]
     inputs = {role: torch.stack([item[2][role] for item in good]) for role in (good[0][2] if good else {})}
+    if get_worker_info():  # left to the queue's own thread, a full /dev/shm would lose the batch without an error
+        inputs = {role: values.share_memory_() for role, values in inputs.items()}
     pictures = [item[3] for item in good if item[3] is not None]
     return Batch([item[0] for item in good], inputs, pictures, [(item[0], item[1]) for item in items if item[1]])
 

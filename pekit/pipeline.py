@@ -63,7 +63,7 @@ class _Steps:
     """Runs a stage over a batch in pieces that fit: halves the piece on out-of-memory, losing nothing."""
 
     def __init__(self, loading: LoadingSettings, device: torch.device) -> None:
-        self.piece = loading.batch_size or AUTO_BATCH[device.type]
+        self.piece = loading.batch_size or AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"])
 
     def __call__(self, stage: Callable[[Batch], list[T]], batch: Batch) -> list[T]:
         results: list[T] = []

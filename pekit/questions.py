@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pekit.datasets import (
     ROOTS,
+    check_part,
     concept_folders,
     concept_of_folder,
     find_root,
@@ -23,6 +25,7 @@ from pekit.datasets import (
     split_folder,
     without_category,
 )
+from pekit.grading import exact_match
 from pekit.records import Concept, Question, UserError
 
 USUAL_PLACES = {
@@ -107,7 +110,11 @@ def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Conc
         views: folder that holds one folder of views per concept.
         dataset: whose concepts.
         multi_concept: of its multi-concept part.
+
+    Raises:
+        UserError: the data set has no such part.
     """
+    check_part(dataset, multi_concept)
     folders = concept_folders(views) if views.is_dir() else []
     names = [folder.name for folder in folders if any(folder.glob("*.pt"))]
     if not names:
@@ -215,17 +222,27 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
             items.append(Item(number, subject, question, str(entry.get("gpt_answer", ""))))
     if not items:
         why = f"{left_out[0].photo}: {left_out[0].reason}" if left_out else "it holds none"
-        raise UserError(
-            f"no question of {file} can be asked ({why}): check --data_folder, --features_folder and --task"
-        )
+        mend = "check --data_folder, --features_folder and --task"
+        if left_out and left_out[0].reason == UNKNOWN_CONCEPT:
+            mend = "run extraction.py first, or check --features_folder"
+        raise UserError(f"no question of {file} can be asked ({why}): {mend}")
     return QuestionFile(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16], tuple(items), tuple(left_out))
 
 
 def read_descriptions(file: Path) -> dict[str, str]:
-    """Descriptions of concepts: ``{name: text}``, or RAP's form, ``{"concept_dict": {"<name>": {"info": text}}}``."""
+    """Descriptions of concepts: ``{name: text}``, or RAP's form, ``{"concept_dict": {"<name>": {"info": text}}}``.
+
+    Raises:
+        UserError: the file is not there or not of one of these forms.
+    """
     content = _read_json(file)
     entries = content.get("concept_dict", content)
-    texts = {name.strip("<>"): e.get("info", "") if isinstance(e, dict) else str(e) for name, e in entries.items()}
+    if not isinstance(entries, dict):
+        raise UserError(f"{file}: 'concept_dict' is not of the form {{name: {{info: text}}}}: mend the file")
+    texts = {name.strip("<>"): e.get("info", "") if isinstance(e, dict) else e for name, e in entries.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{file}: the description of '{name}' is not a text: mend the file")
     return {name: text for name, text in texts.items() if text}
 
 
@@ -267,7 +284,7 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
     The key of a question with options is one of their letters; a key that gives an option's text means its letter.
     """
     answer = entry.get("correct_answer", entry.get("answer"))
-    if "question" not in entry or answer is None:
+    if entry.get("question") is None or answer is None:
         raise UserError(f"{where} has no question or no correct_answer: mend the file")
     options = entry.get("options") or entry.get("option") or {}
     if isinstance(options, list):
@@ -276,9 +293,18 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
         raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
     options = {str(letter).strip(): str(text) for letter, text in options.items()}
     answer = str(answer).strip()
-    if options:
-        same = [letter for letter, text in options.items() if text.strip().casefold() == answer.casefold()]
-        answer = same[0] if same else answer
-        if answer[:1].upper() not in {letter.upper() for letter in options}:
-            raise UserError(f"{where} has the answer '{answer}', none of its options: mend the file")
-    return str(entry["question"]), options, answer
+    key = _key(answer, options) if options else answer
+    if options and not key:
+        raise UserError(f"{where} has the answer '{answer}', none of its options: mend the file")
+    return str(entry["question"]), options, key
+
+
+def _key(answer: str, options: dict[str, str]) -> str:
+    """The key of a question with options: a letter alone or before ``.``, ``)`` or ``:`` as it is, else the letter of
+    the one option with that text; "" where there is none."""
+    same = [letter for letter, text in options.items() if text.strip().casefold() == answer.casefold()]
+    lettered = re.match(r"(\w+)\s*(?:[.):]|$)", answer)
+    if not same and lettered and lettered[1].upper() in {letter.upper() for letter in options}:
+        return answer
+    same = same or [letter for letter, text in options.items() if exact_match(text, answer)]
+    return same[0] if len(same) == 1 else ""

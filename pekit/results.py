@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,9 @@ import numpy as np
 
 from pekit.files import write_atomically
 
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on some network file systems
 PUBLISHED = {
     "precision": "precisions",
     "recall": "recalls",
@@ -61,6 +66,8 @@ def new_run_folder(parent: Path, suffix: str = "") -> Path:
 def claim(folder: Path) -> IO | None:
     """Hold a run folder for as long as the process lives, or the file returned is open.
 
+    A file system that has no locks gives a warning; the folder is then taken to be free.
+
     Returns:
         The open lock file; None where another process holds the folder.
     """
@@ -70,6 +77,10 @@ def claim(folder: Path) -> IO | None:
     except BlockingIOError:
         lock.close()
         return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s has no file locks (%s): do not run one command twice at a time", folder, error.strerror)
     return lock
 
 
@@ -107,10 +118,10 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Read JSON lines; a last line cut short by an interruption is left out."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # decoded line by line: the cut may lie inside a character
         for line in file:
             try:
-                yield json.loads(line)
+                yield json.loads(line.decode())
             except ValueError:
-                if line.endswith("\n"):
+                if line.endswith(b"\n"):
                     raise

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
-from pekit import cli
+from pekit import cli, pictures
 from pekit.cli import detection, extraction
 
 SCRIPTS = ("extraction.py", "detection.py")
@@ -132,6 +134,58 @@ def answered(script: str, *options: object) -> tuple[int, str, float]:
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds.append(usage.ru_utime + usage.ru_stime)
     return process.returncode, text, min(seconds)
+
+
+class TestMemoryThatRunsOut:
+    """Wherever it does, one sentence with the mend; a fault of the program keeps its traceback."""
+
+    @staticmethod
+    def run(call: Callable, error: Exception) -> subprocess.CompletedProcess[str]:
+        def command() -> int:
+            raise error
+
+        return call(lambda _: cli.run_script(command, argparse.Namespace(offline=False)))
+
+    @staticmethod
+    def extract(folder: Path, call: Callable, models: Path) -> subprocess.CompletedProcess[str]:
+        write_yollava(folder / "data", ["mug"], 1, 1)
+        options = ("--data_folder", folder / "data", "--features_folder", folder / "f", "--models", models)
+        return call(extraction.main, "--dataset", "yollava", *options, "--num_workers", 1, "--dino_img_size", 224)
+
+    def test_of_the_gpu(self, call: Callable) -> None:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+        assert_refused(self.run(call, error), "memory is full", "--device", "--dtype bfloat16", "--models small")
+
+    def test_while_a_model_is_moved_to_the_gpu(
+        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+        assert_refused(self.extract(tmp_path, call, models), "memory is full")
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+    def test_a_worker_that_is_killed(
+        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        monkeypatch.setattr(pictures, "squash", lambda *_: os.kill(os.getpid(), number))
+        assert_refused(self.extract(tmp_path, call, models), "--num_workers 0", "--shm-size")
+
+    def test_too_little_shared_memory(
+        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_: object) -> None:
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_7_0>: No space left on device (28)"
+            )
+
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+        assert_refused(self.extract(tmp_path, call, models), "--num_workers 0", "--shm-size")
+
+    def test_other_errors_keep_their_traceback(self, call: Callable) -> None:
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            self.run(call, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "vqa.py"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
+import struct
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,28 @@ from pekit import datasets
 from pekit.records import PhotoError, UserError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
+
+
+def broken(kind: str) -> bytes:
+    """A photo with damage that its decoder does not expect: Pillow raises the error named beside it."""
+    file = io.BytesIO()
+    if kind == "DDS":  # flags of a pixel format that there is not: NotImplementedError
+        picture(8).save(file, kind)
+        content = bytearray(file.getvalue())
+        content[80:84] = (16).to_bytes(4, "little")
+        return bytes(content)
+    if kind == "JPEG":  # turned by 90 degrees, a resolution that is text: TypeError
+        tags = [(0x0112, 3, 1, b"\0\6\0\0"), (0x011A, 2, 4, b"two\0")]
+        entries = b"".join(struct.pack(">HHI4s", *tag) for tag in tags)
+        exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4)
+        picture(8).save(file, kind, exif=exif)
+        return file.getvalue()
+    return {
+        "JPEG2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
+        + struct.pack(">I4sQ", 1, b"jp2h", 2**52),  # a header of 2^52 bytes: MemoryError
+        "PPM": b"P3 is where the path begins.\n",  # ValueError
+        "PNG": b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 3, b"IHDR") + bytes(7),  # ValueError
+    }[kind]
 
 
 class TestNames:
@@ -71,6 +96,20 @@ class TestNames:
         names = ["10.png", "2.png", "1.png", "v10_double.png", "v9.png", "img_2b.png", "img_10a.png"]
         expected = ["1.png", "2.png", "10.png", "img_2b.png", "img_10a.png", "v9.png", "v10_double.png"]
         assert sorted(names, key=datasets.natural_key) == expected
+
+    @pytest.mark.parametrize(
+        "expected",
+        [
+            ["01.png", "1.png", "2.png"],
+            ["IMG_1.png", "img_1.png", "img_2.png"],
+            ["5", "5\u00b2", "6"],
+            ["\u0663", "4"],  # an Arabic three
+            ["a", "a1", "a1b"],
+        ],
+    )
+    def test_natural_order_does_not_depend_on_the_order_before(self, expected: list[str]) -> None:
+        for names in permutations(expected):
+            assert sorted(names, key=datasets.natural_key) == expected
 
 
 class TestConcepts:
@@ -160,6 +199,12 @@ class TestReferencePhotos:
         expected = ["1.JPG", "2.PNG", "3", "4.dat", "5.jpg", "8.jpeg", "10.jpeg"]
         assert [path.name for path in datasets.list_photos(folder)] == [f"maeve_dog_{name}" for name in expected]
         assert datasets.open_image(folder / "maeve_dog_5.jpg").size == (80, 60)
+
+    @pytest.mark.parametrize("kind", ["DDS", "JPEG2000", "PPM", "PNG"])
+    def test_damaged_files_without_an_images_suffix_do_not_count(self, tmp_path: Path, kind: str) -> None:
+        write_photos(tmp_path, ["0.png"])
+        (tmp_path / "notes").write_bytes(broken(kind))
+        assert [path.name for path in datasets.list_photos(tmp_path)] == ["0.png"]
 
     def test_a_concept_without_a_photo(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], train=1)
@@ -290,6 +335,12 @@ class TestOpenImage:
         with pytest.raises(PhotoError, match=words) as error:
             datasets.open_image(file)
         assert "x.png" in str(error.value) and "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("kind", ["DDS", "JPEG2000", "JPEG", "PPM", "PNG"])
+    def test_damage_of_any_kind_is_named(self, tmp_path: Path, kind: str) -> None:
+        (tmp_path / "x.png").write_bytes(broken(kind))
+        with pytest.raises(PhotoError, match=r"x\.png cannot be read as an image: \w"):
+            datasets.open_image(tmp_path / "x.png", exif=True)
 
     def test_squash_keeps_no_aspect_ratio_and_antialiases(self) -> None:
         stripes = np.zeros((100, 200, 3), dtype=np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vqa_fixtures import SECRET, ChatServer, prompt_of
+from vqa_fixtures import NO_COMPLETIONS, SECRET, ChatServer, prompt_of
 
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.chat import Patience
@@ -74,6 +74,22 @@ def test_three_options() -> None:
     assert strict_letter("It is C", {"A": "x", "B": "y", "C": "z"}) == "C"
 
 
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("Dark red.", {"A": "red", "B": "dark red"}, "B"),
+        ("It is dark red", {"A": "red", "B": "dark red"}, ""),
+        ("Vitamin B", {"A": "Vitamin B", "B": "iron"}, "A"),
+        ("b", {"A": "B", "B": "C"}, "B"),  # a bare letter is a letter
+        ("", {"A": "A", "B": "the"}, ""),
+        ("It is y", {"a]": "x", "^": "y"}, "^"),
+        ("a].", {"a]": "x", "^": "y"}, "A]"),
+    ],
+)
+def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], letter: str) -> None:
+    assert strict_letter(reply, options) == letter
+
+
 def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it() -> None:
     [graded] = grade([answered("Actually, it is B", "B", {"A": "red", "B": "blue"})], "none", None)
     verdict = graded.verdict
@@ -99,6 +115,8 @@ def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it()
         ("dark blue", "blue", False),
         ("", "blue", False),
         ("caf\u00e9", "cafe", False),
+        ("", "A", False),
+        ("a", "A.", True),
     ],
 )
 def test_exact_match(reply: str, key: str, same: bool) -> None:
@@ -131,7 +149,7 @@ def test_verdicts(reply: str, verdict: bool | None) -> None:
 
 def write_config(folder: Path, **values: str) -> Path:
     path = folder / "config.ini"
-    path.write_text("[openai]\n" + "".join(f"{name} = {value}\n" for name, value in values.items()))
+    path.write_text("[openai]\n" + "".join(f"{name} = {value}\n" for name, value in values.items()), "utf-8")
     return path
 
 
@@ -183,6 +201,21 @@ def test_judge_retries_then_leaves_ungraded(tmp_path: Path, replies: list, corre
         assert "RateLimitError" in verdict.reason and "***" in verdict.reason
 
 
+@pytest.mark.parametrize("sent", NO_COMPLETIONS)
+def test_what_is_no_chat_completion_is_tried_again_then_ungraded(tmp_path: Path, sent: bytes) -> None:
+    with ChatServer(lambda body, n: sent if n else "Not sure") as server:
+        verdict = judge_at(server, tmp_path).verdict("?", "blue", "green")
+        assert len(server.bodies) == 4
+    assert verdict.correct is None
+    assert verdict.reason == "the reply is no chat completion: check the address (it usually ends in /v1)"
+
+
+def test_what_the_judge_says_can_be_written(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes \ud83d") as server:
+        assert judge_at(server, tmp_path).verdict("?", "blue", "green").reason == "Yes ?"
+    assert "Yes ?" in next((tmp_path / "cache").iterdir()).read_text()
+
+
 def test_waits_grow_and_heed_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ChatServer(lambda body, n: (429, "slow down") if n < 3 else "Yes") as server:
         judge = judge_at(server, tmp_path, Patience(attempts=4, first_wait=2, timeout=5))
@@ -211,12 +244,15 @@ def test_no_server_is_ungraded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_stops_the_run_without_showing_it(tmp_path: Path, status: int) -> None:
-    with ChatServer(lambda body, n: (status, "Incorrect API key provided: sk-test-5e******seen")) as server:
+    quoted = "Incorrect API key provided: sk-test-5e******seen" if status == 404 else "Who is 5ecr****seen?"
+    with ChatServer(lambda body, n: (status, quoted)) as server:
         with pytest.raises(UserError) as caught:
             list(grade([answered("green", "blue")] * 3, "gpt", judge_at(server, tmp_path), concurrency=1))
         assert len(server.bodies) == 1
     assert "config.ini" in str(caught.value)
     assert SECRET not in str(caught.value) and "sk-test" not in str(caught.value)
+    assert "5ecr" not in str(caught.value) and "seen" not in str(caught.value)
+    assert (f"status {status}" in str(caught.value)) is (status != 404)
 
 
 def test_cache_asks_once_for_the_same_content(tmp_path: Path) -> None:
@@ -280,6 +316,9 @@ def test_environment_stands_above_the_file(tmp_path: Path) -> None:
     environment = {"OPENAI_API_KEY": "env", "OPENAI_BASE_URL": "https://env", "AZURE_OPENAI_API_KEY": "azure"}
     endpoint = read_judge_settings(config, environment).endpoint
     assert (endpoint.key, endpoint.base_url) == ("env", "https://env")
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        read_judge_settings(config, {"OPENAI_API_KEY": "env\n", "OPENAI_BASE_URL": "env:80"})
+    assert read_judge_settings(config, {"OPENAI_API_KEY": "env\n"}).endpoint.key == "env"
     azure = write_config(
         tmp_path, OPENAI_API_TYPE="azure", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://f", OPENAI_API_VERSION="1"
     )
@@ -312,8 +351,13 @@ def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:
         ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "TEMP": "warm"}, ["TEMP"]),
         (
             {"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_BASE": "https://me:pw@host"},
-            ["config.ini"],
+            ["config.ini", "OPENAI_API_BASE", "password"],
         ),
+        *(
+            ({"OPENAI_API_KEY": SECRET, "OPENAI_CHAT_MODEL": "gpt", "OPENAI_API_BASE": url}, ["OPENAI_API_BASE"])
+            for url in ("localhost:8000/v1", "http://host:99999/v1", "http://[::1/v1", "me:pw@host/v1", "http://a..b/")
+        ),
+        ({"OPENAI_API_KEY": "schl\u00fcssel", "OPENAI_CHAT_MODEL": "gpt"}, ["config.ini", "its key"]),
     ],
 )
 def test_faulty_settings_are_named(tmp_path: Path, values: dict, words: list[str]) -> None:

@@ -16,9 +16,18 @@ import pytest
 import torch
 from conftest import Shared, picture
 from PIL import Image
-from vqa_fixtures import SECRET, ChatServer, build_llava, build_lvlm_folder, build_qwen_vl, images_of, prompt_of
+from vqa_fixtures import (
+    NO_COMPLETIONS,
+    SECRET,
+    ChatServer,
+    build_llava,
+    build_lvlm_folder,
+    build_qwen_vl,
+    images_of,
+    prompt_of,
+)
 
-from pekit.chat import Patience
+from pekit.chat import Patience, concurrently, host_of
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
 from pekit.sample.models.lvlm import IMAGE_SIZE
@@ -377,6 +386,25 @@ def test_replies_without_text_are_asked_again_but_an_empty_one_is_a_reply(no_key
     assert found == {0: "A", 1: ""} and len(server.bodies) == 3
 
 
+def test_what_is_no_chat_completion_is_no_reply(no_key: pytest.MonkeyPatch) -> None:
+    requests = [Request(n, None, str(n)) for n in range(len(NO_COMPLETIONS))]
+    with ChatServer(lambda body, n: NO_COMPLETIONS[int(prompt_of(body))]) as server:
+        found = [reply for _, reply in served(server, patience=Patience(2, 0.01, 5)).answers(requests)]
+        assert len(server.bodies) == 2 * len(requests)
+    assert [reply.text for reply in found] == [None] * len(requests)
+    assert {reply.error for reply in found} == {
+        "the reply is no chat completion: check the address (it usually ends in /v1)"
+    }
+
+
+def test_texts_from_a_server_can_be_written(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: ["A \ud83d\ude00 \udc80", (503, "busy \udc80")][n > 0]) as server:
+        requests = [Request(n, None, "?") for n in range(2)]
+        found = [reply for _, reply in served(server, concurrency=1).answers(requests)]
+    assert found[0].text == "A \U0001f600 ?"
+    assert "busy ?" in found[1].error
+
+
 def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyPatch) -> None:
     no_key.setenv("OPENAI_API_KEY", SECRET)
     with ChatServer(lambda body, n: "A") as server:
@@ -399,9 +427,81 @@ def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyP
 def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="VLM_API_KEY"):
         open_lvlm(LvlmSettings("openai:gpt-4o"))
+    with pytest.raises(UserError, match="VLM_API_KEY"):
+        open_lvlm(LvlmSettings("openai:gpt-4o", base_url="https://api.openai.com/v1"))
+    with pytest.raises(UserError, match="names no model"):
+        open_lvlm(LvlmSettings("openai:", base_url="http://host/v1"))
+    with pytest.raises(UserError, match="--vlm_base_url goes with --vlm_model openai:<name>, not with my/model"):
+        open_lvlm(LvlmSettings("my/model", base_url="http://host/v1"))
     with pytest.raises(UserError, match="password") as caught:
         open_lvlm(LvlmSettings("openai:m", base_url="http://me:hidden@host/v1"))
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://localhost:8000/v1", "localhost"),
+        ("https://API.openai.com/v1\n", "api.openai.com"),
+        ("http://[::1]:8000/v1", "::1"),
+        ("http://192.168.1.30", "192.168.1.30"),
+        ("http://b\u00fccher.example/v1", "b\u00fccher.example"),
+        ("http://192.168.1.300/v1", ""),
+        ("http://host:99999/v1", ""),
+        ("http://host:eight/v1", ""),
+        ("http://host:0/v1", ""),
+        ("http://[::1/v1", ""),
+        ("http://a..b/v1", ""),
+        ("http://my host/v1", ""),
+        ("http:///v1", ""),
+        ("localhost:8000/v1", ""),
+        ("me:hidden@host/v1", ""),
+        ("ftp://host/v1", ""),
+    ],
+)
+def test_addresses(no_key: pytest.MonkeyPatch, url: str, host: str) -> None:
+    assert host_of(url) == host
+    no_key.setenv("VLM_API_KEY", f" {SECRET}\n")
+    if host:
+        open_lvlm(LvlmSettings("openai:m", base_url=url))
+        return
+    with pytest.raises(UserError, match="openai:m: --vlm_base_url is not of the form") as caught:
+        open_lvlm(LvlmSettings("openai:m", base_url=url))
+    assert "hidden" not in str(caught.value)
+
+
+def test_keys_travel_without_line_breaks_and_impossible_ones_are_refused(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("VLM_API_KEY", f"{SECRET}\n")
+    with ChatServer(lambda body, n: "A") as server:
+        list(served(server).answers([Request(0, None, "?")]))
+        assert server.keys == [f"Bearer {SECRET}"]
+        for key in ("schl\u00fcssel", "two\nlines", " \n"):
+            no_key.setenv("VLM_API_KEY", key)
+            with pytest.raises(UserError, match="its key"):
+                served(server)
+
+
+def test_openais_own_key_goes_to_openais_own_address(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("OPENAI_API_KEY", SECRET)
+    for url, key in (("", SECRET), ("https://api.openai.com/v1", SECRET), ("https://api.openai.com.evil.net/", "none")):
+        lvlm = open_lvlm(LvlmSettings("openai:m", base_url=url))
+        assert isinstance(lvlm, ServedLvlm) and lvlm._endpoint.key == key
+
+
+def test_concurrently_ends_at_the_first_exception() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(9):
+            taken.append(n)
+            yield n
+
+    found = concurrently(lambda n: 6 // (2 - n), items(), 1)
+    assert [next(found), next(found)] == [3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert taken == [0, 1, 2]
+    assert sorted(concurrently(lambda n: n * n, range(5), 3)) == [0, 1, 4, 9, 16]
 
 
 def test_local_and_served_models_are_told_apart(internvl: Path) -> None:

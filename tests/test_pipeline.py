@@ -8,7 +8,7 @@ import torch
 
 from pekit.cli import LoadingSettings
 from pekit.pictures import Batch, Task
-from pekit.pipeline import AUTO_BATCH, _Steps
+from pekit.pipeline import _Steps
 from pekit.records import Photo, UserError
 
 
@@ -47,5 +47,6 @@ def test_one_photo_that_does_not_fit_is_a_users_error() -> None:
         steps(Stage(0), batch_of(2))
 
 
-def test_auto_starts_from_the_devices_batch() -> None:
-    assert _Steps(LoadingSettings(batch_size=0), torch.device("cpu")).piece == AUTO_BATCH["cpu"]
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", 32), ("mps", 8), ("cpu", 4), ("xpu", 4), ("meta", 4)])
+def test_auto_starts_from_the_devices_batch(device: str, expected: int) -> None:
+    assert _Steps(LoadingSettings(batch_size=0), torch.device(device)).piece == expected

@@ -183,6 +183,14 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"option": {"A": "Yes", "B": "No"}, "answer": "A"}, "A"),
         ({"options": ["red", "blue"], "answer": "blue"}, "B"),
         ({"options": {}, "answer": "Blue"}, "Blue"),
+        ({"options": {"A": "blue", "B": "red"}, "answer": "Blue."}, "A"),
+        ({"options": {"A": "Alex", "B": "Alex's hat"}, "answer": "Alex\u2019s hat"}, "B"),
+        ({"options": {"A": "dog", "B": "the cat"}, "answer": "a cat"}, "B"),
+        ({"options": {"A": "B", "B": "A"}, "answer": "B"}, "A"),
+        ({"options": {"A": "a", "B": "the"}, "answer": "The."}, "B"),
+        ({"options": {"A": "x", "B": "b."}, "answer": "a) x"}, "a) x"),
+        ({"options": {"A": "dog", "B": "cat"}, "answer": "A : cat"}, "A : cat"),
+        ({"options": {"1": "dog", "2": "cat"}, "answer": 2}, "2"),
     ],
 )
 def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
@@ -200,6 +208,11 @@ def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
         ('{"bo": {"0": {"answer": "A"}}}', ["'bo'", "'0'", "question"]),
         ('{"bo": {"0": {"question": "?"}}}', ["correct_answer"]),
         ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": "C"}}}', ["'C'"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": "both"}}}', ["'both'"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "red", "B": "green"}, "answer": "Blue"}}}', ["'Blue'"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "a cat", "B": "the cat"}, "answer": "Cat"}}}', ["'Cat'"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": ""}}}', ["none of its options"]),
+        ('{"bo": {"0": {"question": null, "answer": "A"}}}', ["'bo'", "'0'", "question"]),
         ('{"bo": {"0": {"question": "?", "options": "A or B", "answer": "A"}}}', ["options"]),
         ("{}", ["holds none"]),
     ],
@@ -218,6 +231,9 @@ def test_missing_file_and_no_askable_question(tmp_path: Path) -> None:
         read_questions(tmp_path / "none.json", YOLLAVA, (), "yollava", True)
     file = write_json(tmp_path / "q.json", {"bo": {"lost.png": {"question": "?", "answer": "!"}}})
     with pytest.raises(UserError, match=r"lost\.png: the photo is missing"):
+        read_questions(file, YOLLAVA, (tmp_path,), "yollava", False)
+    file = write_json(tmp_path / "own.json", {"my-mug": {"0.png": {"question": "?", "answer": "!"}}})
+    with pytest.raises(UserError, match=r"no views of this concept are stored\): run extraction\.py first"):
         read_questions(file, YOLLAVA, (tmp_path,), "yollava", False)
 
 
@@ -262,3 +278,30 @@ def test_descriptions(tmp_path: Path, content: dict) -> None:
     assert find_descriptions(tmp_path / "questions.json") == file
     write_json(tmp_path / "other-descriptions.json", content)
     assert find_descriptions(tmp_path / "questions.json") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"concept_dict": ["bo"]}, ["'concept_dict'"]),
+        ({"concept_dict": None}, ["'concept_dict'"]),
+        ({"concept_dict": {"<bo>": {"info": ["brown"]}}}, ["'bo'"]),
+        ({"bo": None}, ["'bo'"]),
+        ({"bo": 3}, ["'bo'"]),
+        (["bo"], []),
+    ],
+)
+def test_faulty_descriptions_are_named(tmp_path: Path, content: object, words: list[str]) -> None:
+    file = write_json(tmp_path / "my-descriptions.json", content)
+    with pytest.raises(UserError) as caught:
+        read_descriptions(file)
+    for word in (str(file), *words):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_only_this_is_my_has_a_multi_concept_part(tmp_path: Path, stored: bool) -> None:
+    if stored:
+        touch(tmp_path / "bo/0_0.pt")
+    with pytest.raises(UserError, match="--multi_concept goes with --dataset this-is-my; yollava has no"):
+        known_concepts(tmp_path, "yollava", True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,33 @@ def test_run_folders_never_collide(tmp_path: Path) -> None:
     assert all(folder.is_dir() and folder.name.endswith("-x") for folder in folders)
 
 
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    held = results.claim(tmp_path)
+    assert held and results.claim(tmp_path) is None
+    held.close()
+    assert results.claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "goes_on"),
+    [(errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)],
+)
+def test_a_file_system_without_locks_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int, goes_on: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if goes_on:
+        assert results.claim(tmp_path)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert str(tmp_path) in caplog.text and os.strerror(number) in caplog.text
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            results.claim(tmp_path)
+
+
 def test_json_is_strict_and_plain(tmp_path: Path) -> None:
     value = {"a": np.float32(0.5), "b": np.array([[1, 2]]), "c": np.nan, "d": (np.int64(3), np.bool_(True)), "e": "é"}
     results.write_json(tmp_path / "x.json", value)
@@ -74,11 +104,15 @@ def test_json_is_strict_and_plain(tmp_path: Path) -> None:
     assert list(stored) == list("abcde")
 
 
-def test_a_torn_last_line_is_left_out_but_damage_inside_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [b'{"n": 3, "unfin', b'{"n": "caf\xc3', b"{", b'"\xe2\x82'])
+def test_a_torn_last_line_is_left_out(tmp_path: Path, rest: bytes) -> None:
     file = tmp_path / "x.jsonl"
-    results.write_jsonl(file, [{"n": 1}, {"n": 2}])
-    file.write_text(file.read_text() + '{"n": 3, "unfin')
-    assert list(results.read_jsonl(file)) == [{"n": 1}, {"n": 2}]
-    file.write_text('{"n": 1\n{"n": 2}\n')
+    file.write_bytes(b'{"n": 1}\n{"n": "caf\xc3\xa9"}\n' + rest)
+    assert list(results.read_jsonl(file)) == [{"n": 1}, {"n": "caf\u00e9"}]
+
+
+@pytest.mark.parametrize("content", [b'{"n": 1\n{"n": 2}\n', b'{"n": "caf\xc3\n{"n": 2}'])
+def test_damage_inside_is_not(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(ValueError):
-        list(results.read_jsonl(file))
+        list(results.read_jsonl(tmp_path / "x.jsonl"))

@@ -15,15 +15,15 @@ import pytest
 SECRET = "5ecret-never-to-be-seen"
 MOST_REQUESTS = 500
 
-Answer = str | tuple[int, str] | None
+Answer = str | bytes | tuple[int, str] | None
 
 
 class ChatServer:
     """``/v1/chat/completions`` on 127.0.0.1.
 
     Args:
-        answer: request body and its number from 0 -> the reply's text, None for an empty one, or (status, text) for an
-            error that quotes the key it was sent, as careless servers do.
+        answer: request body and its number from 0 -> the reply's text, None for an empty one, bytes to send as they
+            are with status 200, or (status, text) for an error that quotes the key it was sent, as careless servers do.
         delay: seconds before each answer.
         headers: sent with every answer.
     """
@@ -73,7 +73,10 @@ class ChatServer:
         answer = self._answer(body, number) if number < MOST_REQUESTS else (400, "too many requests for a test")
         with self._lock:
             self._now -= 1
-        if isinstance(answer, tuple):
+        content: Any
+        if isinstance(answer, bytes):
+            status, content = 200, answer
+        elif isinstance(answer, tuple):
             status, content = answer[0], {"error": {"message": f"{answer[1]} (you sent {key})", "type": "test"}}
         else:
             message = {"role": "assistant", "content": answer}
@@ -87,9 +90,23 @@ class ChatServer:
             for name, value in {**self._headers, "Content-Type": "application/json"}.items():
                 request.send_header(name, value)
             request.end_headers()
-            request.wfile.write(json.dumps(content).encode())
+            request.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client gave up waiting, as some tests want
+
+
+NO_COMPLETIONS = (  # what a wrong address, or a proxy, may answer with status 200
+    b"<html><body>Welcome</body></html>",
+    b'{"choices": [',
+    b"[]",
+    b"null",
+    b"",
+    b"\xff\xfe",
+    b'{"object": "list", "data": []}',
+    b'{"choices": [null]}',
+    b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": {"content": [{"type": "text", "text": "Yes"}]}}]}',
+)
 
 
 def prompt_of(body: dict) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -241,6 +242,20 @@ def tell_left_out(failed: dict[str, str], total: int) -> int:
     return 1 if failed else 0
 
 
+def _out_of_memory(error: RuntimeError) -> str | None:
+    """The mend, where memory has run out. Torch is looked up, not imported: not loaded, it raised nothing."""
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        return "the GPU's memory is full: free it, or use another --device, --dtype bfloat16 or --models small"
+    # By its words: torch raises a bare RuntimeError, for a worker that was killed even out of a signal handler, so
+    # wherever the program is at that time.
+    if re.search(r"DataLoader worker \(pid|shared memory", str(error)):
+        return (
+            "a process that reads photos was killed or has too little shared memory: give --num_workers 0, or a larger "
+            "/dev/shm (docker run --shm-size 8g)"
+        )
+    return None
+
+
 def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
@@ -254,6 +269,12 @@ def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
         return command()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        mend = _out_of_memory(error)
+        if mend is None:
+            raise
+        print(f"error: {mend}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: what is finished is kept; the same command goes on from there", file=sys.stderr)
