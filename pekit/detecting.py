@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -101,8 +102,9 @@ def run_detection(
     if shard.rank == 0:
         folder, lock = _run_folder(settings, config)
         stored = sorted(folder.glob("part-*.jsonl"))
-        records = [record for part in stored for record in results.read_jsonl(part)]
-        parts, done = len(stored), {record["photo"]: record for record in records if not record["error"]}
+        parts = len(stored)
+        for record in (record for part in stored for record in results.read_jsonl(part) if not record["error"]):
+            done[record["photo"]] = _outcome(record)
     # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
     folder, parts, finished = gather((folder, parts, set(done)), shard)[0]
     todo = shard.share([photo for photo in photos if photo.name not in finished])
@@ -114,7 +116,7 @@ def run_detection(
         with part.open("w", encoding="utf-8") as file:
             for matches in tqdm(matched, total=len(todo), desc="detecting", unit="photo"):
                 record = _record(matches, gallery, settings, models.size)
-                done[record["photo"]] = record
+                done[record["photo"]] = _outcome(record)
                 file.write(results.json_line(record))
                 file.flush()
                 if settings.show and matches.error is None:
@@ -127,9 +129,10 @@ def run_detection(
     if shard.rank == 0:
         if not read:
             raise UserError(f"none of the {len(photos)} photos could be read, such as {next(iter(failed.values()))}")
-        tables = [
-            _finish(t, [done[photo.name] for photo in read], read, units, settings, folder) for t in settings.thresholds
-        ]
+        with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as stored_records:
+            for threshold in settings.thresholds:
+                found = [done[photo.name]["found"][str(threshold)] for photo in read]
+                tables.append(_finish(threshold, stored_records, found, read, units, settings, folder))
         for part in folder.glob("part-*.jsonl"):
             part.unlink()
         results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
@@ -257,6 +260,15 @@ def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, siz
     )
 
 
+def _outcome(record: dict) -> dict:
+    """What the end of a run needs of each photo at hand: the concepts found at each threshold, and the error.
+
+    The record itself stays in its file: with its similarities, those of many photos would fill the memory.
+    """
+    found = {t: [detection["concept"] for detection in own] for t, own in record["detections"].items()}
+    return {"found": found, "error": record["error"]}
+
+
 def _show(photo: Photo, detections: Iterable[dict], folder: Path) -> None:
     from pekit.datasets import open_image
     from pekit.prompting import draw_boxes
@@ -272,7 +284,8 @@ def _show(photo: Photo, detections: Iterable[dict], folder: Path) -> None:
 
 def _finish(
     threshold: float,
-    records: Sequence[dict],
+    records: results.StoredRecords,
+    found_keys: Sequence[Sequence[str]],
     photos: Sequence[Photo],
     units: Sequence[Unit],
     settings: DetectionSettings,
@@ -281,6 +294,15 @@ def _finish(
     """Write predictions, metrics and published arrays of one threshold; give the printable table.
 
     With several thresholds each has a folder inside the run's.
+
+    Args:
+        threshold: one of the run's.
+        records: of all photos.
+        found_keys: the concepts found in each of the N photos.
+        photos: N photos that could be read.
+        units: U units to report on.
+        settings: of the run.
+        folder: of the run.
     """
     if len(settings.thresholds) > 1:
         folder = folder / f"threshold-{threshold}"
@@ -293,10 +315,10 @@ def _finish(
                 "detections": record["detections"][str(threshold)],
                 "similarities": record["similarities"],
             }
-            for record in records
+            for record in (records[photo.name] for photo in photos)
         ),
     )
-    detected = [{d["concept"] for d in record["detections"][str(threshold)]} for record in records]
+    detected = [set(keys) for keys in found_keys]
     truth, found = _tables(photos, detected, units, settings.multi_concept)
     inverted = settings.test_split in INVERTED_SPLITS
     measured = metrics.recognition_metrics(truth, found, inverted)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file under another name beside its place and move it there; folders are made as needed."""
+def write_atomically(path: Path, content: bytes | str | Iterable[str]) -> None:
+    """Write a file under another name beside its place and move it there; folders are made as needed.
+
+    Args:
+        path: its place.
+        content: the whole, or its parts as they come, which need never be in memory together.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                file.writelines([content] if isinstance(content, str) else content)
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)  # or a full disk would stay full
         raise

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -113,15 +114,48 @@ def json_line(value: Any) -> str:
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write JSON lines atomically."""
-    write_atomically(path, "".join(json_line(value) for value in values))
+    write_atomically(path, (json_line(value) for value in values))
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Read JSON lines; a last line cut short by an interruption is left out."""
-    with path.open("rb") as file:  # decoded line by line: the cut may lie inside a character
-        for line in file:
-            try:
-                yield json.loads(line.decode())
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise
+    with path.open("rb") as file:
+        for _, value in _values(file):
+            yield value
+
+
+class StoredRecords:
+    """The records in .jsonl files, by photo; each is read when it is asked for, so that all need no memory together.
+
+    Args:
+        files: a record counts in place of an earlier one of the same photo.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._places: dict[str, tuple[IO[bytes], int]] = {}
+        with ExitStack() as opened:
+            for path in files:
+                file = opened.enter_context(path.open("rb"))
+                self._places |= {record["photo"]: (file, place) for place, record in _values(file)}
+            self._opened = opened.pop_all()
+
+    def __getitem__(self, photo: str) -> dict:
+        file, place = self._places[photo]
+        file.seek(place)
+        return json.loads(file.readline())
+
+    def close(self) -> None:
+        """Close the files."""
+        self._opened.close()
+
+
+def _values(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """Where each line of an open .jsonl file begins, and its value."""
+    place = 0
+    for line in file:  # decoded line by line: the cut may lie inside a character
+        try:
+            yield place, json.loads(line.decode())
+        except ValueError:
+            if line.endswith(b"\n"):
+                raise
+        place += len(line)

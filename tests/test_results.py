@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,30 @@ def test_damage_inside_is_not(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(ValueError):
         list(results.read_jsonl(tmp_path / "x.jsonl"))
+
+
+def test_records_stay_on_disk_and_the_latest_of_a_photo_counts(tmp_path: Path) -> None:
+    first, second = tmp_path / "part-0.jsonl", tmp_path / "part-1.jsonl"
+    rows = [{"photo": name, "n": n} for n, name in enumerate(("a", "caf\u00e9/1", "b"))]
+    first.write_text("".join(map(results.json_line, rows)) + '{"photo": "c", "n"', encoding="utf-8")
+    second.write_text(results.json_line({"photo": "b", "n": 7}), encoding="utf-8")
+    records = results.StoredRecords([first, second])
+    assert [records[name]["n"] for name in ("b", "caf\u00e9/1", "a", "caf\u00e9/1")] == [7, 1, 0, 1]
+    with pytest.raises(KeyError):
+        records["c"]
+    records.close()
+    with pytest.raises(ValueError, match="closed"):
+        records["a"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_lines_that_come_to_an_end_midway_leave_nothing(tmp_path: Path, error: BaseException) -> None:
+    def values() -> Iterator[dict]:
+        yield {"n": 1}
+        raise error
+
+    (tmp_path / "x.jsonl").write_text("before")
+    with pytest.raises(type(error)):
+        results.write_jsonl(tmp_path / "x.jsonl", values())
+    assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
+    assert (tmp_path / "x.jsonl").read_text() == "before"
