@@ -52,6 +52,12 @@ class Query:
     def identity(self) -> tuple[int, str]:
         return self.number, self.variant
 
+    @property
+    def title(self) -> str:
+        """What tells it from others, for people: ``question 3 (baseline), pig-cup, 0.png``."""
+        number = f"question {self.number}" + (" (baseline)" if self.variant == BASELINE else "")
+        return ", ".join(part for part in (number, self.subject, self.photo_name) if part)
+
 
 @dataclass(frozen=True)
 class Verdict:

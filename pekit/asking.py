@@ -10,7 +10,7 @@ import gc
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -21,37 +21,31 @@ from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
 from pekit.gallery import load_gallery
-from pekit.grading import Judge, grade
+from pekit.grading import Judge
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.parallel import Shard, gather, joined
 from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
-from pekit.questions import Item, LeftOut, QuestionFile
+from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
 from pekit.retrieval import locate
-from pekit.vqa_results import ANSWERS, summary_text, write_results
-from pekit.vqa_runs import VqaSettings, describe_lvlm, open_run, run_config, stored_answers
+from pekit.vqa_results import ANSWERS
+from pekit.vqa_runs import (
+    VqaReport,
+    VqaSettings,
+    describe_lvlm,
+    finish,
+    graded,
+    kept,
+    open_run,
+    run_config,
+    stored_answers,
+    tell_kept,
+)
 
 log = logging.getLogger(__name__)
 
 MOST_OUTLINED = 8  # there are no more colours
 DRY_RUN_PROMPTS = 3
-
-
-@dataclass(frozen=True)
-class VqaReport:
-    """What came of it.
-
-    Attributes:
-        folder: the run's.
-        summary: what ``results_summary.json`` holds.
-        table: the same for people.
-        complete: every question has a reply and, but for those that ``--grader none`` leaves ungraded, a verdict.
-    """
-
-    folder: Path
-    summary: dict
-    table: str
-    complete: bool
 
 
 def run_vqa(
@@ -101,9 +95,9 @@ def run_vqa(
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
     lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
-    try:
-        kept = [answer for answer in stored_answers(folder) if answer.reply is not None]
-        done = {answer.query.identity for answer in kept}
+    with kept(folder):
+        replied = [answer for answer in stored_answers(folder) if answer.reply is not None]
+        done = {answer.query.identity for answer in replied}
         variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
         todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
         asked: list[Answer] = []
@@ -114,23 +108,12 @@ def run_vqa(
                 located = locate_concepts(todo, gallery, settings, models, loading, shard)
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
-            asked = ask(queries, lvlm, kept, folder, config, settings, loading)
-        return finish(folder, [*kept, *asked], questions.left_out, settings.grader, judge, lvlm_settings.concurrency)
-    except KeyboardInterrupt:
-        log.warning("stopped: what is finished is kept; go on with --resume %s", folder)
-        raise
-
-
-def finish(folder: Path, answers: Sequence[Answer], left_out: Sequence[LeftOut], grader: str, judge: Judge | None,
-           concurrency: int) -> VqaReport:  # fmt: skip
-    """Grade the answers and write the results, in the order of the questions."""
-    with closing(grade(answers, grader, judge, concurrency)) as graded:
-        verdicts = list(tqdm(graded, total=len(answers), desc="grading", unit="answer"))
-    verdicts.sort(key=lambda answer: (answer.query.number, answer.query.variant == BASELINE))
-    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
-    summary = write_results(folder, verdicts, left_out)
-    complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
-    return VqaReport(folder, summary, summary_text(summary), complete and not summary["errors"])
+            asked = ask(queries, lvlm, replied, folder, config, settings, loading)
+        verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
+        report = finish(folder, verdicts, questions.left_out)
+    if not report.complete:
+        tell_kept(folder)
+    return report
 
 
 # --- where the concepts are ---------------------------------------------------------------------------------------
@@ -231,7 +214,7 @@ def _unaided(item: Item, wording: Wording) -> Query:
         number=item.number,
         variant=PERSONALISED,
         subject=item.subject,
-        photo_name=question.photo_name,
+        photo_name=question.photo_name if question.photo else "",
         concepts=question.concepts,
         question=text,
         options=options,
@@ -286,7 +269,7 @@ def choose_regions(
 def ask(
     queries: Sequence[Query],
     lvlm: Lvlm,
-    kept: Sequence[Answer],
+    replied: Sequence[Answer],
     folder: Path,
     config: dict,
     settings: VqaSettings,
@@ -299,7 +282,7 @@ def ask(
     """
     lvlm.load()
     describe_lvlm(folder, config, lvlm.describe())
-    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in kept))
+    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in replied))
     answers: list[Answer] = []
     with (
         (folder / ANSWERS).open("a", encoding="utf-8") as file,
@@ -312,15 +295,13 @@ def ask(
             file.flush()
             progress.update()
             if answer.error:
-                log.error("%s: %s", answer.query.photo_name or answer.query.subject, answer.error)
+                log.error("%s: %s", answer.query.title, answer.error)
 
         def requests() -> Iterator[Request]:
             for query in queries:
                 try:
-                    image = picture(query, loading.exif) if query.photo else None
+                    image = picture(query, loading) if query.photo else None
                 except PhotoError as error:
-                    if loading.strict:
-                        raise UserError(f"{error}; mend it, or leave out --strict to go on without it") from None
                     keep(Answer(query, None, str(error)))
                     continue
                 if image is not None and query.variant == PERSONALISED:
@@ -336,15 +317,21 @@ def ask(
     return answers
 
 
-def picture(query: Query, exif: bool) -> Image.Image:
+def picture(query: Query, loading: LoadingSettings) -> Image.Image:
     """The photo at its own size with the regions outlined.
 
     Raises:
         PhotoError: it cannot be read.
+        UserError: the same, where ``--strict`` stops the run.
     """
     if query.photo is None:
         raise ValueError("a text-only question has no picture")
-    return draw_boxes(open_image(query.photo, exif), query.outlined)
+    try:
+        return draw_boxes(open_image(query.photo, loading.exif), query.outlined)
+    except PhotoError as error:
+        if loading.strict:
+            raise UserError(f"{error}; mend it, or leave out --strict to go on without it") from None
+        raise
 
 
 def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
@@ -356,14 +343,25 @@ def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
 
 
 def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaSettings, models: ModelSettings,
-            loading: LoadingSettings) -> list[tuple[Query, Path | None]]:  # fmt: skip
-    """Word the first questions and write their overlays into ``<save_folder>/<task>/dry_run``; nobody is asked."""
+            loading: LoadingSettings) -> tuple[list[tuple[Query, Path | None]], bool]:  # fmt: skip
+    """Word the first questions and write their overlays into ``<save_folder>/<task>/dry_run``; nobody is asked.
+
+    Returns:
+        Queries with their overlays, and whether all photos could be read.
+    """
     folder = settings.save_folder / settings.task / "dry_run"
     items = questions.items[: min(settings.limit or DRY_RUN_PROMPTS, len(questions.items))]
     gallery = find_gallery(items, concepts, settings)
     located = locate_concepts(items, gallery, settings, models, loading, Shard()) if gallery else {}
     shown: list[tuple[Query, Path | None]] = []
+    complete = True
     for query in plan(items, located, concepts, settings):
-        drawn = query.photo is not None and query.variant == PERSONALISED
-        shown.append((query, save_overlay(picture(query, loading.exif), query, folder) if drawn else None))
-    return shown
+        overlay = None
+        if query.photo is not None and query.variant == PERSONALISED:
+            try:
+                overlay = save_overlay(picture(query, loading), query, folder)
+            except PhotoError as error:
+                log.error("%s", error)
+                complete = False
+        shown.append((query, overlay))
+    return shown, complete

@@ -68,7 +68,6 @@ class Endpoint:
     base_url: str = ""
     kind: str = "openai"
     api_version: str = ""
-
     url_option: str = "the URL"
 
     def __post_init__(self) -> None:
@@ -156,7 +155,8 @@ class Chat:
                 reply = read_completion(response.content)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 # why a key is refused is not shown: servers quote it, masked in ways of their own
-                why = self._shown(error) if isinstance(error, openai.NotFoundError) else _kind(error)
+                known = isinstance(error, openai.NotFoundError)
+                why = self._shown(error) if known else f"{type(error).__name__}, status {error.status_code}"
                 raise UserError(
                     f"{self._endpoint.option}: the server refuses every request ({why}): check key, model and address"
                 ) from None
@@ -183,11 +183,6 @@ class Chat:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
         text = text.replace(self._endpoint.key, "***") if self._endpoint.key else text
         return re.sub(r"\bsk-[\w*.-]+", "***", " ".join(text.split()))[:SHOWN_LETTERS]
-
-
-def _kind(error: Exception) -> str:
-    status = getattr(error, "status_code", None)
-    return f"{type(error).__name__}, status {status}" if status else type(error).__name__
 
 
 def read_completion(content: bytes) -> str | None:

@@ -87,7 +87,7 @@ def summarise(answers: Sequence[Answer], left_out: Sequence[LeftOut]) -> dict:
         "count": len(others),
         "questions": [f"{entry.subject}, {entry.photo}: {entry.reason}" for entry in others],
     }
-    summary["errors"] = [f"{a.query.photo_name or a.query.subject}: {a.error}" for a in answers if a.reply is None]
+    summary["errors"] = [f"{a.query.title}: {a.error}" for a in answers if a.reply is None]
     if baseline:
         summary["baseline"] = tally(baseline)
     return summary
@@ -102,15 +102,14 @@ def question_text(answer: Answer) -> str:
     options = "".join(f" {letter}.{text}" for letter, text in query.options.items())
     lines = [
         f"[{query.number}]" + (" baseline" if query.variant == BASELINE else ""),
-        f"Photo: {query.photo_name}",
+        *([f"Photo: {query.photo_name}"] if query.photo_name else []),
         f"Concepts: {', '.join(query.concepts)}",
+        *([f"Not found: {', '.join(query.not_found)}"] if query.not_found else []),
         f"Question: {query.question}{options}",
         f"Truth: {query.answer}",
         f"Prediction: {'' if answer.reply is None else answer.reply}",
         f"Result: {outcome}",
     ]
-    if query.not_found:
-        lines.insert(3, f"Not found: {', '.join(query.not_found)}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,21 +1,29 @@
-"""Folders of VQA runs: what a run was made with, going on with an interrupted one, grading a finished one again."""
+"""Folders of VQA runs: what a run was made with, going on with an interrupted one, its end, grading it again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from pekit import results
-from pekit.answers import Answer
+from pekit.answers import BASELINE, Answer
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.gallery import identity
+from pekit.grading import Judge, grade
 from pekit.hub import identify, versions
 from pekit.lvlm import LvlmSettings
 from pekit.questions import LeftOut, QuestionFile
 from pekit.records import Gallery, UserError
-from pekit.vqa_results import ANSWERS, CONFIG, model_folder
+from pekit.vqa_results import ANSWERS, CONFIG, model_folder, summary_text, write_results
+
+log = logging.getLogger(__name__)
 
 # Settings that may differ between a run and its continuation: the replies do not depend on them.
 FREE = {
@@ -126,7 +134,9 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
     stored = read_config(folder)
     known = stored.get("lvlm", description)
     if known.get("fingerprint") != description.get("fingerprint"):
-        raise UserError(f"{folder} holds replies of another LVLM ({known['fingerprint']}): leave --resume out")
+        raise UserError(
+            f"{folder} holds replies of another LVLM ({known['fingerprint']}): name that one or leave --resume out"
+        )
     results.write_json(folder / CONFIG, {**config, "argv": stored["argv"], "lvlm": description})
 
 
@@ -136,9 +146,78 @@ def stored_answers(folder: Path) -> list[Answer]:
     return [Answer.from_json(record) for record in results.read_jsonl(file)] if file.is_file() else []
 
 
-def open_regrade(run: Path, grader: str) -> tuple[Path, list[LeftOut]]:
-    """A new folder beside a run's, for other verdicts, and what the run left out."""
-    config = read_config(run)
-    folder = results.new_run_folder(run.absolute().parent, "-regraded")
+# --- its end ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VqaReport:
+    """What came of a run.
+
+    Attributes:
+        folder: the run's.
+        summary: what ``results_summary.json`` holds.
+        table: the same for people.
+        complete: every question has a reply and, but for those that ``--grader none`` leaves ungraded, a verdict.
+    """
+
+    folder: Path
+    summary: dict
+    table: str
+    complete: bool
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Say how to go on with a run that is stopped or fails."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError, OSError):
+        tell_kept(folder)
+        raise
+
+
+def tell_kept(folder: Path) -> None:
+    """Say how to go on with a run that has not come to its end."""
+    log.warning("what is finished is kept; go on with --resume %s", folder)
+
+
+def graded(answers: Sequence[Answer], grader: str, judge: Judge | None, concurrency: int) -> list[Answer]:
+    """Grade answers, in the order of the questions.
+
+    Raises:
+        UserError: the judge refuses every request.
+    """
+    with closing(grade(answers, grader, judge, concurrency)) as verdicts:
+        found = list(tqdm(verdicts, total=len(answers), desc="grading", unit="answer"))
+    return sorted(found, key=lambda answer: (answer.query.number, answer.query.variant == BASELINE))
+
+
+def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut]) -> VqaReport:
+    """Write the results of graded answers."""
+    results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
+    summary = write_results(folder, verdicts, left_out)
+    complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
+    return VqaReport(folder, summary, summary_text(summary), complete and not summary["errors"])
+
+
+def regrade(run: Path, grader: str, judge: Judge | None, concurrency: int) -> VqaReport:
+    """Grade the replies of a run again, into a folder beside its own that is made when all are graded.
+
+    Raises:
+        UserError: the run has no replies, or the judge refuses every request.
+    """
+    run = run.resolve()  # the name of "." is needed
+    config, answers = read_config(run), stored_answers(run)
+    if not answers:
+        raise UserError(f"{run} holds no replies that could be graded: go on with it by --resume {run}")
+    questions, settings = config["questions"]["count"], config["settings"]
+    asked = Counter(number for number, _ in {answer.query.identity for answer in answers})
+    whole = sum(times == 1 + settings["with_baseline"] for times in asked.values())
+    missing = min(questions, settings["limit"] or questions) - whole
+    verdicts = graded(answers, grader, judge, concurrency)
+    folder = results.new_run_folder(run.parent, "-regraded")
     results.write_json(folder / CONFIG, {**config, "regraded_from": run.name, "regraded_by": grader})
-    return folder, [LeftOut(**entry) for entry in config["left_out"]]
+    report = finish(folder, verdicts, [LeftOut(**entry) for entry in config["left_out"]])
+    if missing:
+        log.warning("%d of %d questions were not asked: --resume %s first", missing, missing + whole, run)
+    return replace(report, complete=report.complete and not missing)

@@ -96,6 +96,17 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("out", "words"), [("file", "is no folder"), ("file/below", "Not a directory")])
+def test_a_file_in_place_of_the_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["masks", "--out", str(tmp_path / out), "--steps", "1", "--workers", "0"]) == 2
+    [sentence] = [line for line in capsys.readouterr().err.splitlines() if str(tmp_path / out) in line]
+    assert words in sentence
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
 def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module(f"pekit.sample.train.{name}")

@@ -318,6 +318,21 @@ def test_text_only(ask: Call, tmp_path: Path) -> None:
     assert aided["correct"] is True and alone["variant"] == "baseline"
 
 
+def test_text_only_questions_are_told_apart_without_a_photo(ask: Call, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: (503, "busy")) as server:
+        result = ask("--dataset", "yollava", "--task", "tqa", *served(server), "--with_baseline")
+    assert_ran(result, 1)
+    run = only_run(tmp_path / "results/tqa")
+    errors = summary(run)["errors"]
+    assert [error.partition(": ")[0] for error in errors] == [
+        "question 1, pig-cup",
+        "question 1 (baseline), pig-cup",
+    ]
+    text = (run / "results_vqa.txt").read_text()
+    assert text.startswith("[1]\nConcepts: pig-cup\nQuestion: ") and "Photo:" not in text
+    assert "no reply: question 1 (baseline), pig-cup: InternalServerError" in text
+
+
 def test_unpersonalised_tasks_need_no_views_and_draw_nothing(ask: Call, world: Path, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "B") as server:
         result = ask(
@@ -451,7 +466,8 @@ def test_unanswered_and_ungraded_are_counted_apart(ask: Call, nowhere: dict, tmp
         1,
     )
     [error] = total["errors"]
-    assert error.startswith(f"./test/{PAIR}/0.png: InternalServerError")
+    assert error.startswith(f"question 1, Casey_Caseys boosted board, ./test/{PAIR}/0.png: InternalServerError")
+    assert f"go on with --resume {run}" in result.stderr
     assert "not graded (the reply was 'Not sure')" in (run / "results_vqa.txt").read_text()
     assert_no_key(tmp_path, result)
 
@@ -474,7 +490,40 @@ def test_unreadable_photo_is_named_and_the_run_goes_on(ask: Call, world: Path, t
     assert_refused(strict, "bad.png", "--strict")
 
 
+def test_a_dry_run_names_an_unreadable_photo_and_goes_on(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    photos = tmp_path / "mine"
+    photos.mkdir()
+    (photos / "bad.png").write_bytes(b"no photo")
+    Image.new("RGB", (40, 30)).save(photos / "good.png")
+    content = {"pig-cup": {name: {"question": f"{name}?", "answer": "A"} for name in ("bad.png", "good.png")}}
+    file = write_json(photos / "questions.json", content)
+    result = ask("--dataset", "yollava", "--json_path", file, "--dry_run")
+    assert_ran(result, 1)
+    assert "[1] personalised: bad.png\nbad.png?\n" in result.stdout and "good.png?\n" in result.stdout
+    assert "ERROR" in result.stderr and "bad.png" in result.stderr
+    assert [path.name for path in (tmp_path / "results").rglob("*.png")] == ["0002_good.png"]
+    assert_refused(ask("--dataset", "yollava", "--json_path", file, "--dry_run", "--strict"), "bad.png", "--strict")
+
+
 # --- stopping, going on, grading again -----------------------------------------------------------------------------
+
+
+def interrupted(command: list[object], ready: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    """Run vqa.py and press Ctrl-C when it is ready."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background start out deaf to it
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "vqa.py"), *map(str, command)], env=script_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not ready() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: Call, tmp_path: Path) -> None:
@@ -497,23 +546,13 @@ def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: C
         whole = ask(*options, *served(server), "--save_folder", tmp_path / "whole")
         assert_ran(whole)
         assert len(server.bodies) == 20
-        command = [ROOT / "vqa.py", *places(world, models, tmp_path), *options, *served(server)]
-        command += ["--save_folder", tmp_path / "broken"]
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background start out deaf to it
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], env=script_environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while len(server.bodies) < 28 and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
-        assert "Traceback" not in err and not out
+        command = [*places(world, models, tmp_path), *options, *served(server), "--save_folder", tmp_path / "broken"]
+        result = interrupted(command, lambda: len(server.bodies) >= 28)
+        assert_ran(result, 130)
+        assert not result.stdout
         (answers,) = (tmp_path / "broken").rglob("answers.jsonl")
         run = answers.parent
-        assert f"--resume {run}" in err
+        assert f"--resume {run}" in result.stderr and "stopped" in result.stderr
         done = len(answers.read_text().splitlines())
         assert 5 <= done < 20
         with answers.open("a") as stream:
@@ -530,6 +569,56 @@ def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: C
     assert timeless(run) == timeless(only_run(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("slow", ["test", "judge"])
+def test_ctrl_c_does_not_wait_for_a_request_in_flight(
+    ask: Call, world: Path, models: Path, tmp_path: Path, slow: str
+) -> None:
+    def answer(body: dict, n: int) -> str:
+        if body["model"] == slow:
+            asked.append(n)
+            time.sleep(20)
+        return "outside"
+
+    asked: list[int] = []
+    with ChatServer(answer) as server:
+        config = config_with_key(tmp_path, server)
+        options = ("--dataset", "this-is-my", "--multi_concept", "True", "--task", "base_vlm_vqa", "--config", config)
+        command = [*places(world, models, tmp_path), *options, *served(server), "--timeout", 60]
+        result = interrupted(command, lambda: bool(asked))
+        assert_ran(result, 130)
+        (run,) = (path.parent for path in (tmp_path / "results").rglob("config.json"))
+        assert f"go on with --resume {run}" in result.stderr and "stopped" in result.stderr
+
+
+def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
+    ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pekit.questions.read_questions", stop)
+    monkeypatch.setattr("pekit.vqa_runs.regrade", stop)
+    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"]}')
+    for options in (("--dataset", "yollava"), ("--regrade", tmp_path)):
+        result = ask(*options)
+        assert_ran(result, 130)
+        assert "stopped\n" in result.stderr and "--resume" not in result.stderr
+
+
+def test_a_server_that_turns_refusing_does_not_hide_that_answers_are_kept(
+    ask: Call, nowhere: dict, tmp_path: Path
+) -> None:
+    with ChatServer(lambda body, n: "A" if n < 2 or "again" in server.keys else (401, "who are you")) as server:
+        result = ask("--dataset", "yollava", *served(server), "--concurrency", 1)
+        assert_refused(result, "openai:test", "refuses")
+        (answers,) = (tmp_path / "results").rglob("answers.jsonl")
+        assert len(answers.read_text().splitlines()) == 2
+        assert f"what is finished is kept; go on with --resume {answers.parent}" in result.stderr
+        server.keys.append("again")
+        assert_ran(ask("--resume", answers.parent))
+        assert len(server.bodies) == 4 and len(records(answers.parent)) == 3
+
+
 def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--dataset", "yollava", *served(server)))
@@ -540,6 +629,7 @@ def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) ->
         asked = len(server.bodies)
         assert_ran(ask("--resume", run))  # nothing is left to ask
         assert len(server.bodies) == asked and (run / "results_summary.json").read_bytes() == before
+        assert_refused(ask("--resume", run, "--regrade", run), "--resume", "--regrade", "not allowed")
     assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
 
 
@@ -582,6 +672,39 @@ def test_regrade_asks_the_judge_only(ask: Call, nowhere: dict, tmp_path: Path) -
         assert_ran(ask("--regrade", run, "--grader", "gpt", "--config", config))
         assert len(server.bodies) == asked + 2  # verdicts were kept
     assert_no_key(tmp_path, result)
+
+
+def test_regrading_an_interrupted_run_says_what_is_missing(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", "--with_baseline", "--limit", 2, *served(server)))
+    run = only_run(tmp_path / "results")
+    lines = (run / "answers.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    assert_ran(ask("--regrade", run))
+    (run / "answers.jsonl").write_text("".join(lines[:3]))  # the second question has no baseline
+    result = ask("--regrade", run)
+    assert_ran(result, 1)
+    assert f"1 of 2 questions were not asked: --resume {run} first" in result.stderr
+    assert len(list(run.parent.glob("*-regraded"))) == 2
+    (run / "answers.jsonl").unlink()
+    assert_refused(ask("--regrade", run), str(run), f"--resume {run}")
+    assert len(list(run.parent.glob("*-regraded"))) == 2
+
+
+def test_regrading_leaves_no_folder_where_the_judge_refuses(
+    ask: Call, nowhere: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChatServer(lambda body, n: (401, "no") if body["model"] == "judge" else "outside") as server:
+        config = config_with_key(tmp_path, server)
+        options = ("--dataset", "this-is-my", "--multi_concept", "True", "--grader", "exact", *served(server))
+        assert_ran(ask(*options))
+        run = only_run(tmp_path / "results")
+        assert_refused(ask("--regrade", run, "--grader", "gpt", "--config", config), "judge", "refuses")
+    assert list(run.parent.iterdir()) == [run]
+    monkeypatch.chdir(run)
+    assert_ran(ask("--regrade", "."))
+    (again,) = run.parent.glob("*-regraded")
+    assert json.loads((again / "config.json").read_text())["regraded_from"] == run.name
 
 
 # --- before anything is loaded -------------------------------------------------------------------------------------
@@ -629,6 +752,16 @@ def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypat
         (("--vlm_model", "openai:gpt"), ["VLM_API_KEY"]),
         (("--task", "base_vlm_vqa", "--with_baseline"), ["--with_baseline"]),
         (("--vlm_model", "openai:x", "--vlm_base_url", "http://me:pw@host/v1"), ["password"]),
+        (("--vlm_model", "openai:x", "--vlm_base_url", "host:80/v1"), ["--vlm_base_url", "http://HOST:PORT/v1"]),
+        (("--vlm_model", "openai:", "--vlm_base_url", "http://host/v1"), ["openai:<name>"]),
+        (("--vlm_model", "my/model", "--vlm_base_url", "http://host/v1"), ["--vlm_base_url", "openai:<name>"]),
+        (("--multi_concept", "True"), ["--multi_concept goes with --dataset this-is-my"]),
+        (("--multi_concept", "True", "--json_path", "q.json"), ["--multi_concept goes with --dataset this-is-my"]),
+        (("--timeout", "0"), ["--timeout", "above 0"]),
+        (("--timeout", "-1"), ["--timeout", "'-1'"]),
+        (("--timeout", "nan"), ["--timeout", "'nan'"]),
+        (("--retry_wait", "-1"), ["--retry_wait", "'-1'"]),
+        (("--retry_wait", "inf"), ["--retry_wait", "'inf'"]),
     ],
 )
 def test_mistakes_are_one_sentence(ask: Call, nowhere: dict, options: tuple, words: list[str]) -> None:

@@ -14,12 +14,11 @@ from pekit.records import UserError
 
 if TYPE_CHECKING:  # torch comes with these
     from pekit.answers import Query
-    from pekit.asking import VqaReport
     from pekit.chat import Patience
     from pekit.grading import Judge
     from pekit.lvlm import LvlmSettings
     from pekit.questions import QuestionFile
-    from pekit.vqa_runs import VqaSettings
+    from pekit.vqa_runs import VqaReport, VqaSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,12 +94,14 @@ def _lvlm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--retries", type=cli.natural, default=5, help="Further tries of a failed request (5).")
     group.add_argument(
         "--retry_wait",
-        type=float,
+        type=cli.seconds,
         default=1.0,
         metavar="S",
         help="Seconds before the first of them; then doubled (1).",
     )
-    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="Seconds one request may take (120).")
+    group.add_argument(
+        "--timeout", type=cli.some_seconds, default=120.0, metavar="S", help="Seconds one request may take (120)."
+    )
 
 
 def _grading_options(group: argparse._ArgumentGroup) -> None:
@@ -111,8 +112,9 @@ def _grading_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
     group.add_argument("--save_folder", type=Path, default=Path("results/"), help="Folder of the results (results/).")
-    group.add_argument("--resume", type=Path, metavar="DIR", help="Go on with an interrupted run, with its options.")
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--resume", type=Path, metavar="DIR", help="Go on with an interrupted run, with its options.")
+    either.add_argument(
         "--regrade", type=Path, metavar="DIR", help="Grade a run's replies again, into a folder beside it; ask nobody."
     )
 
@@ -156,7 +158,8 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
     try:
         return _regrade(args) if args.regrade else _ask(args, argv)
     except KeyboardInterrupt:
-        return 130  # the run has said how to go on
+        print("stopped", file=sys.stderr)  # a run has said how to go on
+        return 130
 
 
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
@@ -198,7 +201,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     models = cli.model_settings(args)
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     if args.dry_run:
-        return _dry_run(asking.dry_run(found, concepts, settings, models, loading))
+        return _dry_run(*asking.dry_run(found, concepts, settings, models, loading))
     lvlm = _lvlm_settings(args)
     report = asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv, shard)
     return _print(report) if report else 0
@@ -267,12 +270,10 @@ def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
 
 
 def _regrade(args: argparse.Namespace) -> int:
-    from pekit import asking, vqa_runs
+    from pekit import vqa_runs
 
-    answers = vqa_runs.stored_answers(args.regrade)
-    judge = _judge(args, any(not answer.query.options for answer in answers))
-    folder, left_out = vqa_runs.open_regrade(args.regrade, args.grader)
-    return _print(asking.finish(folder, answers, left_out, args.grader, judge, args.concurrency))
+    judge = _judge(args, any(not answer.query.options for answer in vqa_runs.stored_answers(args.regrade)))
+    return _print(vqa_runs.regrade(args.regrade, args.grader, judge, args.concurrency))
 
 
 def _print(report: VqaReport) -> int:
@@ -281,7 +282,7 @@ def _print(report: VqaReport) -> int:
     return 0 if report.complete else 1
 
 
-def _dry_run(shown: list[tuple[Query, Path | None]]) -> int:
+def _dry_run(shown: list[tuple[Query, Path | None]], complete: bool) -> int:
     for query, overlay in shown:
         print(f"[{query.number}] {query.variant}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
-    return 0
+    return 0 if complete else 1

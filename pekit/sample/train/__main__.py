@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pekit.hub import pick_device
 
     try:
+        if args.out.exists() and not args.out.is_dir():
+            raise UserError(f"--out {args.out} is no folder: name one, or one that is still to be made")
         device = str(pick_device(args.device))  # before scenes are drawn for nothing
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
             module.train(args.out, device, args.steps, args.seed, args.workers)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(error, file=sys.stderr)
         return 2
     return 0
