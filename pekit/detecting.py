@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pekit import metrics, results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit
-from pekit.gallery import identity, load_gallery, photo_stems
+from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first_then_others, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
@@ -88,6 +88,8 @@ def run_detection(
     Raises:
         UserError: views are missing or were made by other models, or nothing is left to test on.
     """
+    if settings.limit:
+        concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
     gallery = first_then_others(lambda: load_gallery(*where), shard)
     segment = settings.proposals == "masks"
@@ -164,6 +166,21 @@ def check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, l
             log.warning("the views were made with the %s %s", name, manifest.models[role]["source"])
     if manifest.exif != loading.exif:
         log.warning("the views were made with --exif %s", manifest.exif)
+
+
+def _with_views(
+    concepts: Sequence[Concept], units: Sequence[Unit], folder: Path
+) -> tuple[Sequence[Concept], Sequence[Unit]]:
+    """Those that have views, as extraction.py --limit leaves others without; all of them where none has any."""
+    kept = [concept for concept in concepts if stored_views(folder, concept.key)]
+    if not kept or len(kept) == len(concepts):
+        return concepts, units
+    log.warning("--limit: %d of %d concepts have no views and are left out", len(concepts) - len(kept), len(concepts))
+    keys = {concept.key for concept in kept}
+    units = [unit for unit in units if keys.issuperset(unit.concepts)]
+    if not units:
+        raise UserError(f"{folder} has no views of all concepts of any test folder: run extraction.py without --limit")
+    return kept, units
 
 
 def _tested(photos: Sequence[Photo], gallery: Gallery, settings: DetectionSettings) -> list[Photo]:

@@ -352,6 +352,28 @@ class TestViewsInUse:
         assert_refused(call(main, *run), "'lamp'", "extraction.py")
         assert_refused(call(main, *run, "--features_folder", small / "nowhere"), "nowhere")
 
+    def test_a_limit_leaves_out_concepts_without_views(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS, train=2, test=2)  # pig-cup is a published one, so the first
+        run = (*common(tmp_path, models), "--limit", 3)
+        result = call(extraction.main, *run)
+        assert_ran(result)
+        assert "3 views made, 0 kept, of 2 of the 3 concepts" in result.stdout
+        result = call(main, *run, "--save_folder", tmp_path / "r", "--detect_thresh", -1)
+        assert_ran(result)
+        assert result.stderr.count("1 of 3 concepts have no views") == 1
+        folder = run_folder(tmp_path / "r")
+        for record in lines(folder / "predictions.jsonl"):
+            assert record["similarities"].keys() == {"pig-cup", "lamp"}
+        assert list(json.loads((folder / "metrics.json").read_text())["per_concept"]) == ["pig-cup", "lamp"]
+        assert_refused(call(main, *common(tmp_path, models), "--save_folder", tmp_path / "r"), "'teddy-plush'")
+        assert_refused(call(main, *run, "--features_folder", tmp_path / "nowhere"), "'pig-cup'", "extraction.py")
+
+    def test_a_limit_that_leaves_no_pair_of_concepts(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_multi(tmp_path / "data", ["Alex-woman", "Alexs hat-hat"], ["Alex_and_Alexs hat"], train=1, test=1)
+        run = (*common(tmp_path, models, "this-is-my"), "--multi_concept", "--limit", 1)
+        assert_ran(call(extraction.main, *run))
+        assert_refused(call(main, *run, "--save_folder", tmp_path / "r"), "extraction.py without --limit")
+
     def test_views_of_another_model_or_size(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
         from pekit.sample.models.features import build_features
 

@@ -186,7 +186,7 @@ class TestTheSameFilesHoweverTheyAreMade:
         folder = tmp_path / "features/yollava/extracted_features"
         result = call(main, *options(tmp_path, models))
         assert_ran(result)
-        assert "4 views made, 0 kept" in result.stdout
+        assert "4 views made, 0 kept, of 2 concepts, in" in result.stdout
         first = files_of(folder)
         again = call(main, *options(tmp_path, models))
         assert "0 views made, 4 kept" in again.stdout

@@ -151,7 +151,13 @@ def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParse
         "--features_folder", type=Path, default=Path("./features/"), help="Folder of the stored views (./features/)."
     )
     group.add_argument("--seed", type=natural, default=42, help="Seed of every random draw (42).")
-    group.add_argument("--limit", type=positive, help="Take only the first N photos (or questions).")
+    group.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="Take only the first N photos (or questions), to try something out; detection.py then leaves out concepts "
+        "without views.",
+    )
     return parent
 
 
