@@ -309,6 +309,12 @@ class TestModelsThatCannotBeUsed:
         for name in ("none", "part", "torn"):
             assert_refused(call(main, *run, "--dino_model", folder / name), "--dino_model", name)
 
+    def test_a_folder_with_an_at_sign_in_its_path(self, folder: Path, models: Path, call: Callable) -> None:
+        (folder / "me@host").symlink_to(models)
+        assert_ran(call(main, *options(folder, models), "--models", folder / "me@host"))
+        refused = call(main, *options(folder, models), "--dino_model", folder / "me@nowhere/features")
+        assert_refused(refused, "me@nowhere/features: no such folder")
+
     def test_sam_is_not_read_where_it_is_not_used(self, folder: Path, models: Path, call: Callable) -> None:
         assert_ran(call(main, *options(folder, models), "--sam_model", folder / "nowhere"))
 
