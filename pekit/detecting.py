@@ -116,11 +116,11 @@ def run_detection(
         with part.open("w", encoding="utf-8") as file:
             for matches in tqdm(matched, total=len(todo), desc="detecting", unit="photo"):
                 record = _record(matches, gallery, settings, models.size)
+                if settings.show and matches.error is None:  # before the record: what has one is not looked at again
+                    _show(matches.photo, record["detections"][str(settings.thresholds[0])], folder, loading.exif)
                 done[record["photo"]] = record
                 file.write(results.json_line(record))
                 file.flush()
-                if settings.show and matches.error is None:
-                    _show(matches.photo, record["detections"][str(settings.thresholds[0])], folder)
     for others in gather(done, shard):
         done |= others
     failed = {photo.name: done[photo.name]["error"] for photo in photos if done[photo.name]["error"]}
@@ -132,9 +132,10 @@ def run_detection(
         tables = [
             _finish(t, [done[photo.name] for photo in read], read, units, settings, folder) for t in settings.thresholds
         ]
+        # The summary first: stopped in between, a run that is not finished would have lost its records.
+        results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
         for part in folder.glob("part-*.jsonl"):
             part.unlink()
-        results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
         (folder / ".lock").unlink(missing_ok=True)
     if lock:
         lock.close()
@@ -265,14 +266,14 @@ def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, siz
     )
 
 
-def _show(photo: Photo, detections: Iterable[dict], folder: Path) -> None:
+def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
     from pekit.datasets import open_image
     from pekit.prompting import draw_boxes
 
     found = [Detection(d["concept"], d["score"], tuple(d["box_xyxyn"])) for d in detections]
     path = folder / "overlays" / (photo.name.replace("/", "__") + ".png")
     path.parent.mkdir(exist_ok=True)
-    draw_boxes(open_image(photo.path), found).save(path)
+    draw_boxes(open_image(photo.path, exif), found).save(path)
 
 
 # --- the end of a run ---------------------------------------------------------------------------------------------

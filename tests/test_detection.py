@@ -28,6 +28,7 @@ from conftest import (
     assert_ran,
     assert_refused,
     files_of,
+    picture,
     run_folder,
     run_script,
     script_environment,
@@ -37,11 +38,12 @@ from conftest import (
     write_this_is_my,
     write_yollava,
 )
+from PIL import Image
 
-from pekit import detecting, regions
+from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
-from pekit.records import Regions
+from pekit.records import Photo, Regions
 
 HALF = ("float32", "bfloat16")
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
@@ -294,13 +296,22 @@ class TestResults:
             assert record == every | {"similarities": {nearest: every["similarities"][nearest]}}
 
     def test_show_draws_the_photos(self, small: Path, models: Path, call: Callable) -> None:
-        from PIL import Image
-
         run = detect(call, small, models, "--show", "--limit", 2, "--detect_thresh", 0.5)
         drawn = sorted(path for path in run.rglob("*.png"))
         assert len(drawn) == 2
         with Image.open(drawn[0]) as image:
             assert image.size == (80, 60)  # the photo's own size
+
+    def test_show_draws_turned_photos_turned(self, small: Path, models: Path, call: Callable) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn by 90 degrees
+        for photo in (small / "data/YoLLaVA/test").rglob("*.png"):
+            picture(7).save(photo, exif=exif)
+        for option, size in ((), (80, 60)), (("--exif", "True"), (60, 80)):
+            run = detect(call, small, models, "--show", "--limit", 1, "--detect_thresh", 0.5, *option)
+            (drawn,) = run.rglob("*.png")
+            with Image.open(drawn) as image:
+                assert image.size == size
 
 
 class TestViewsInUse:
@@ -561,6 +572,45 @@ class TestGoingOn:
         assert made == expected
         for array in (small / "whole").glob("*.npy"):
             assert (killed / array.name).read_bytes() == array.read_bytes()
+
+    def test_after_a_stop_before_the_summary(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_json = results.write_json
+
+        def stop(path: Path, value: object) -> None:
+            if path.name == "summary.json":
+                raise KeyboardInterrupt
+            write_json(path, value)
+
+        run = (*common(small, models), "--save_folder", small / "r")
+        with monkeypatch.context() as stopped:
+            stopped.setattr(results, "write_json", stop)
+            assert_ran(call(main, *run), 130)
+        with monkeypatch.context() as finished:  # nothing is left for the models to do
+            finished.setattr(detecting, "match_photos", lambda *_: pytest.fail("photos were looked at again"))
+            assert_ran(call(main, *run))
+        assert files_of(run_folder(small / "r")).keys() == {
+            "config.json", "metrics.json", "predictions.jsonl", "summary.json"
+        }  # fmt: skip
+
+    def test_after_a_stop_while_a_photo_is_drawn(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        show = detecting._show
+
+        def stop(photo: Photo, *rest: object) -> None:
+            if photo.path.name == "1.png":
+                raise KeyboardInterrupt
+            show(photo, *rest)
+
+        run = (*common(small, models), "--save_folder", small / "r", "--show", "--limit", 3)
+        with monkeypatch.context() as stopped:
+            stopped.setattr(detecting, "_show", stop)
+            assert_ran(call(main, *run), 130)
+        assert_ran(call(main, *run))
+        drawn = sorted(path.name for path in (run_folder(small / "r") / "overlays").iterdir())
+        assert drawn == [f"YoLLaVA__test__lamp__{n}.png.png" for n in (0, 1, 2)]
 
     def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)
