@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pekit import metrics, results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit
-from pekit.gallery import identity, load_gallery, photo_stems
+from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first_then_others, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
@@ -89,6 +89,8 @@ def run_detection(
     Raises:
         UserError: views are missing or were made by other models, or nothing is left to test on.
     """
+    if settings.limit:
+        concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
     gallery = first_then_others(lambda: load_gallery(*where), shard)
     segment = settings.proposals == "masks"
@@ -116,27 +118,15 @@ def run_detection(
         with part.open("w", encoding="utf-8") as file:
             for matches in tqdm(matched, total=len(todo), desc="detecting", unit="photo"):
                 record = _record(matches, gallery, settings, models.size)
+                if settings.show and matches.error is None:  # before the record: what has one is not looked at again
+                    _show(matches.photo, record["detections"][str(settings.thresholds[0])], folder, loading.exif)
                 done[record["photo"]] = _outcome(record)
                 file.write(results.json_line(record))
                 file.flush()
-                if settings.show and matches.error is None:
-                    _show(matches.photo, record["detections"][str(settings.thresholds[0])], folder)
     for others in gather(done, shard):
         done |= others
     failed = {photo.name: done[photo.name]["error"] for photo in photos if done[photo.name]["error"]}
-    read = [photo for photo in photos if photo.name not in failed]
-    tables: list[str] = []
-    if shard.rank == 0:
-        if not read:
-            raise UserError(f"none of the {len(photos)} photos could be read, such as {next(iter(failed.values()))}")
-        with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as stored_records:
-            for threshold in settings.thresholds:
-                found = [done[photo.name]["found"][str(threshold)] for photo in read]
-                tables.append(_finish(threshold, stored_records, found, read, units, settings, folder))
-        for part in folder.glob("part-*.jsonl"):
-            part.unlink()
-        results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
-        (folder / ".lock").unlink(missing_ok=True)
+    tables = _conclude(done, failed, photos, units, settings, folder) if shard.rank == 0 else []
     if lock:
         lock.close()
     return DetectionReport(folder, tables, len(photos), failed)
@@ -167,6 +157,21 @@ def check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, l
             log.warning("the views were made with the %s %s", name, manifest.models[role]["source"])
     if manifest.exif != loading.exif:
         log.warning("the views were made with --exif %s", manifest.exif)
+
+
+def _with_views(
+    concepts: Sequence[Concept], units: Sequence[Unit], folder: Path
+) -> tuple[Sequence[Concept], Sequence[Unit]]:
+    """Those that have views, as extraction.py --limit leaves others without; all of them where none has any."""
+    kept = [concept for concept in concepts if stored_views(folder, concept.key)]
+    if not kept or len(kept) == len(concepts):
+        return concepts, units
+    log.warning("--limit: %d of %d concepts have no views and are left out", len(concepts) - len(kept), len(concepts))
+    keys = {concept.key for concept in kept}
+    units = [unit for unit in units if keys.issuperset(unit.concepts)]
+    if not units:
+        raise UserError(f"{folder} has no views of all concepts of any test folder: run extraction.py without --limit")
+    return kept, units
 
 
 def _tested(photos: Sequence[Photo], gallery: Gallery, settings: DetectionSettings) -> list[Photo]:
@@ -269,17 +274,42 @@ def _outcome(record: dict) -> dict:
     return {"found": found, "error": record["error"]}
 
 
-def _show(photo: Photo, detections: Iterable[dict], folder: Path) -> None:
+def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
     from pekit.datasets import open_image
     from pekit.prompting import draw_boxes
 
     found = [Detection(d["concept"], d["score"], tuple(d["box_xyxyn"])) for d in detections]
     path = folder / "overlays" / (photo.name.replace("/", "__") + ".png")
     path.parent.mkdir(exist_ok=True)
-    draw_boxes(open_image(photo.path), found).save(path)
+    draw_boxes(open_image(photo.path, exif), found).save(path)
 
 
 # --- the end of a run ---------------------------------------------------------------------------------------------
+
+
+def _conclude(
+    done: dict[str, dict],
+    failed: dict[str, str],
+    photos: Sequence[Photo],
+    units: Sequence[Unit],
+    settings: DetectionSettings,
+    folder: Path,
+) -> list[str]:
+    """Write what came of all photos; give a printable table per threshold."""
+    read = [photo for photo in photos if photo.name not in failed]
+    if not read:
+        raise UserError(f"none of the {len(photos)} photos could be read, such as {next(iter(failed.values()))}")
+    tables = []
+    with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as records:
+        for threshold in settings.thresholds:
+            found = [done[photo.name]["found"][str(threshold)] for photo in read]
+            tables.append(_finish(threshold, records, found, read, units, settings, folder))
+    # The summary first: stopped in between, a run that is not finished would have lost its records.
+    results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink()
+    (folder / ".lock").unlink(missing_ok=True)
+    return tables
 
 
 def _finish(
@@ -368,7 +398,7 @@ def _tables(
     truth, found = (np.zeros((len(photos), len(units)), dtype=bool) for _ in range(2))
     for n, (photo, own) in enumerate(zip(photos, detected, strict=True)):
         if multi_concept:
-            shown = [named[photo.path.parent.name]]
+            shown = [named[name] for name in (photo.path.parent.name,) if name in named]
         else:
             shown = [u for concept in photo.concepts for u in with_concept.get(concept, ())]
         truth[n, shown] = True

@@ -124,7 +124,8 @@ def stored_views(folder: Path, concept: str) -> list[tuple[str, int]]:
     own = folder / concept
     if not own.is_dir():
         return []
-    names = [split_name(Path(entry)) for entry in os.scandir(own) if entry.name.endswith(".pt")]
+    files = [entry.name for entry in os.scandir(own) if entry.name.endswith(".pt")]
+    names = [split_name(own / name) for name in files if not name.startswith(".")]  # ._x_0.pt: what macOS leaves
     return sorted(names, key=lambda name: (natural_key(name[0]), name[1]))
 
 

@@ -101,6 +101,14 @@ class Checkpoint:
         return ModelSource(self.source, self.name, self.revision, fingerprint(folder))
 
 
+def split_source(source: str) -> tuple[str, str]:
+    """Name and revision, empty where there is none, of ``id@revision``; a folder may have an ``@`` in its path."""
+    if Path(source).expanduser().is_dir():
+        return source, ""
+    name, _, revision = source.partition("@")
+    return name, revision
+
+
 def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> Checkpoint:
     """Find a checkpoint and read its configuration.
 
@@ -112,7 +120,7 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
     Raises:
         UserError: no such folder, no such checkpoint, no network, or another architecture.
     """
-    name, _, revision = source.partition("@")
+    name, revision = split_source(source)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

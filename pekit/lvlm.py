@@ -156,9 +156,9 @@ class LocalLvlm(Lvlm):
     def __init__(self, settings: LvlmSettings) -> None:
         from transformers import AutoConfig, AutoProcessor
 
-        from pekit.hub import Checkpoint
+        from pekit.hub import Checkpoint, split_source
 
-        name, _, revision = settings.source.partition("@")
+        name, revision = split_source(settings.source)
         if not Path(name).expanduser().is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise UserError(f"--vlm_model {name}: no such folder; give one written by save_pretrained, or a hub id")
         if not settings.trust_remote_code and native_port(name) != name:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
+from conftest import ROOT, assert_ran, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
 from pekit import cli, pictures
 from pekit.cli import detection, extraction
@@ -108,6 +108,8 @@ def test_thresholds(text: str, expected: tuple) -> None:
         (extraction, ("--n_augment", "-1"), "--n_augment"),
         (extraction, ("--batch_size", "0"), "--batch_size"),
         (extraction, ("--device_ids", "a,b"), "a,b"),
+        (extraction, ("--device", "cuda:1", "--device_ids", "0,1"), "--device_ids"),
+        (detection, ("--device", "cuda:0", "--device_ids", "0"), "--device cuda:0"),
         (extraction, ("--dtype", "int8"), "int8"),
         (extraction, ("--split", "validation"), "validation"),
     ],
@@ -134,6 +136,23 @@ def answered(script: str, *options: object) -> tuple[int, str, float]:
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds.append(usage.ru_utime + usage.ru_stime)
     return process.returncode, text, min(seconds)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "words"),
+    [
+        (extraction, (), "the same command goes on from there"),
+        (extraction, ("--overwrite",), "leave out --overwrite to go on from there"),
+        (detection, (), "the same command goes on from there"),
+    ],
+)
+def test_stopped_by_hand(call: Callable, module: object, options: tuple, words: str) -> None:
+    def stop() -> int:
+        raise KeyboardInterrupt
+
+    result = call(lambda _: cli.run_script(stop, parse(module, *options)))
+    assert_ran(result, 130)
+    assert result.stderr == f"stopped: what is finished is kept; {words}\n"
 
 
 class TestMemoryThatRunsOut:

@@ -28,6 +28,7 @@ from conftest import (
     assert_ran,
     assert_refused,
     files_of,
+    picture,
     run_folder,
     run_script,
     script_environment,
@@ -37,12 +38,13 @@ from conftest import (
     write_this_is_my,
     write_yollava,
 )
+from PIL import Image
 
-from pekit import detecting, regions
+from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
 from pekit.features import PatchFeatures
-from pekit.records import Regions
+from pekit.records import Photo, Regions
 
 HALF = ("float32", "bfloat16")
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
@@ -295,13 +297,22 @@ class TestResults:
             assert record == every | {"similarities": {nearest: every["similarities"][nearest]}}
 
     def test_show_draws_the_photos(self, small: Path, models: Path, call: Callable) -> None:
-        from PIL import Image
-
         run = detect(call, small, models, "--show", "--limit", 2, "--detect_thresh", 0.5)
         drawn = sorted(path for path in run.rglob("*.png"))
         assert len(drawn) == 2
         with Image.open(drawn[0]) as image:
             assert image.size == (80, 60)  # the photo's own size
+
+    def test_show_draws_turned_photos_turned(self, small: Path, models: Path, call: Callable) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turn by 90 degrees
+        for photo in (small / "data/YoLLaVA/test").rglob("*.png"):
+            picture(7).save(photo, exif=exif)
+        for option, size in ((), (80, 60)), (("--exif", "True"), (60, 80)):
+            run = detect(call, small, models, "--show", "--limit", 1, "--detect_thresh", 0.5, *option)
+            (drawn,) = run.rglob("*.png")
+            with Image.open(drawn) as image:
+                assert image.size == size
 
 
 class TestViewsInUse:
@@ -356,6 +367,28 @@ class TestViewsInUse:
         shutil.rmtree(small / "features/yollava/extracted_features/lamp")
         assert_refused(call(main, *run), "'lamp'", "extraction.py")
         assert_refused(call(main, *run, "--features_folder", small / "nowhere"), "nowhere")
+
+    def test_a_limit_leaves_out_concepts_without_views(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS, train=2, test=2)  # pig-cup is a published one, so the first
+        run = (*common(tmp_path, models), "--limit", 3)
+        result = call(extraction.main, *run)
+        assert_ran(result)
+        assert "3 views made, 0 kept, of 2 of the 3 concepts" in result.stdout
+        result = call(main, *run, "--save_folder", tmp_path / "r", "--detect_thresh", -1)
+        assert_ran(result)
+        assert result.stderr.count("1 of 3 concepts have no views") == 1
+        folder = run_folder(tmp_path / "r")
+        for record in lines(folder / "predictions.jsonl"):
+            assert record["similarities"].keys() == {"pig-cup", "lamp"}
+        assert list(json.loads((folder / "metrics.json").read_text())["per_concept"]) == ["pig-cup", "lamp"]
+        assert_refused(call(main, *common(tmp_path, models), "--save_folder", tmp_path / "r"), "'teddy-plush'")
+        assert_refused(call(main, *run, "--features_folder", tmp_path / "nowhere"), "'pig-cup'", "extraction.py")
+
+    def test_a_limit_that_leaves_no_pair_of_concepts(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_multi(tmp_path / "data", ["Alex-woman", "Alexs hat-hat"], ["Alex_and_Alexs hat"], train=1, test=1)
+        run = (*common(tmp_path, models, "this-is-my"), "--multi_concept", "--limit", 1)
+        assert_ran(call(extraction.main, *run))
+        assert_refused(call(main, *run, "--save_folder", tmp_path / "r"), "extraction.py without --limit")
 
     def test_views_of_another_model_or_size(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
         from pekit.sample.models.features import build_features
@@ -591,6 +624,45 @@ class TestGoingOn:
         write_photos(photo.parent, [photo.name], seed=900)
         assert_ran(call(main, *run))
         assert len(list((results / "runs").iterdir())) == 2
+
+    def test_after_a_stop_before_the_summary(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_json = results.write_json
+
+        def stop(path: Path, value: object) -> None:
+            if path.name == "summary.json":
+                raise KeyboardInterrupt
+            write_json(path, value)
+
+        run = (*common(small, models), "--save_folder", small / "r")
+        with monkeypatch.context() as stopped:
+            stopped.setattr(results, "write_json", stop)
+            assert_ran(call(main, *run), 130)
+        with monkeypatch.context() as finished:  # nothing is left for the models to do
+            finished.setattr(detecting, "match_photos", lambda *_: pytest.fail("photos were looked at again"))
+            assert_ran(call(main, *run))
+        assert files_of(run_folder(small / "r")).keys() == {
+            "config.json", "metrics.json", "predictions.jsonl", "summary.json"
+        }  # fmt: skip
+
+    def test_after_a_stop_while_a_photo_is_drawn(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        show = detecting._show
+
+        def stop(photo: Photo, *rest: object) -> None:
+            if photo.path.name == "1.png":
+                raise KeyboardInterrupt
+            show(photo, *rest)
+
+        run = (*common(small, models), "--save_folder", small / "r", "--show", "--limit", 3)
+        with monkeypatch.context() as stopped:
+            stopped.setattr(detecting, "_show", stop)
+            assert_ran(call(main, *run), 130)
+        assert_ran(call(main, *run))
+        drawn = sorted(path.name for path in (run_folder(small / "r") / "overlays").iterdir())
+        assert drawn == [f"YoLLaVA__test__lamp__{n}.png.png" for n in (0, 1, 2)]
 
     def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)

@@ -186,7 +186,7 @@ class TestTheSameFilesHoweverTheyAreMade:
         folder = tmp_path / "features/yollava/extracted_features"
         result = call(main, *options(tmp_path, models))
         assert_ran(result)
-        assert "4 views made, 0 kept" in result.stdout
+        assert "4 views made, 0 kept, of 2 concepts, in" in result.stdout
         first = files_of(folder)
         again = call(main, *options(tmp_path, models))
         assert "0 views made, 4 kept" in again.stdout
@@ -323,6 +323,12 @@ class TestModelsThatCannotBeUsed:
         torn.write_bytes(torn.read_bytes()[:5000])
         for name in ("none", "part", "torn"):
             assert_refused(call(main, *run, "--dino_model", folder / name), "--dino_model", name)
+
+    def test_a_folder_with_an_at_sign_in_its_path(self, folder: Path, models: Path, call: Callable) -> None:
+        (folder / "me@host").symlink_to(models)
+        assert_ran(call(main, *options(folder, models), "--models", folder / "me@host"))
+        refused = call(main, *options(folder, models), "--dino_model", folder / "me@nowhere/features")
+        assert_refused(refused, "me@nowhere/features: no such folder")
 
     def test_sam_is_not_read_where_it_is_not_used(self, folder: Path, models: Path, call: Callable) -> None:
         assert_ran(call(main, *options(folder, models), "--sam_model", folder / "nowhere"))

@@ -40,6 +40,19 @@ def consolidate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "LARGE", 0)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_hidden_files_are_no_views(stored, monkeypatch, large) -> None:
+    folder, concepts = stored
+    if large:
+        consolidate(monkeypatch)
+    expected = gallery.load_gallery(folder, concepts, "normal", 20, seed=3)
+    for name in ("._v0_0.pt", "._v9_0.pt", ".pt"):  # what macOS leaves on disks of others, and others leave
+        (folder / "red-mug" / name).write_bytes(b"\0\5\x16\7")
+    found = gallery.load_gallery(folder, concepts, "normal", 20, seed=3)
+    assert found.files == expected.files and len(found.files) == 3 + 5 + 12
+    assert np.array_equal(found.descriptors, expected.descriptors)
+
+
 @pytest.mark.parametrize("variation", ["normal", "augment"])
 @pytest.mark.parametrize("n_views", [2, 4, 20])
 def test_one_file_holds_what_the_views_hold(stored, monkeypatch, variation, n_views) -> None:

@@ -260,6 +260,12 @@ def test_faulty_models_are_named(internvl: Path, tmp_path: Path) -> None:
         loaded(mute)
 
 
+def test_a_folder_with_an_at_sign_in_its_path(internvl: Path, tmp_path: Path) -> None:
+    (tmp_path / "me@host").symlink_to(internvl)
+    described, expected = (loaded(folder).describe() for folder in (tmp_path / "me@host", internvl))
+    assert described == {**expected, "source": str(tmp_path / "me@host"), "name": str(tmp_path / "me@host")}
+
+
 def test_missing_weights_are_not_made_up(internvl: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -751,6 +751,7 @@ def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypat
         (("--vlm_model", "./none"), ["--vlm_model", "./none"]),
         (("--vlm_model", "openai:gpt"), ["VLM_API_KEY"]),
         (("--task", "base_vlm_vqa", "--with_baseline"), ["--with_baseline"]),
+        (("--device", "cuda:1", "--device_ids", "0,1"), ["--device cuda:1", "--device_ids"]),
         (("--vlm_model", "openai:x", "--vlm_base_url", "http://me:pw@host/v1"), ["password"]),
         (("--vlm_model", "openai:x", "--vlm_base_url", "host:80/v1"), ["--vlm_base_url", "http://HOST:PORT/v1"]),
         (("--vlm_model", "openai:", "--vlm_base_url", "http://host/v1"), ["openai:<name>"]),

@@ -170,7 +170,13 @@ def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParse
         "--features_folder", type=Path, default=Path("./features/"), help="Folder of the stored views (./features/)."
     )
     group.add_argument("--seed", type=natural, default=42, help="Seed of every random draw (42).")
-    group.add_argument("--limit", type=positive, help="Take only the first N photos (or questions).")
+    group.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="Take only the first N photos (or questions), to try something out; detection.py then leaves out concepts "
+        "without views.",
+    )
     return parent
 
 
@@ -225,8 +231,10 @@ def model_settings(args: argparse.Namespace) -> ModelSettings:
     """Resolve the set of checkpoints and the options that replace single ones.
 
     Raises:
-        UserError: ``--models`` names neither a set nor a folder.
+        UserError: ``--models`` names neither a set nor a folder, or ``--device`` and ``--device_ids`` contradict.
     """
+    if args.device_ids and ":" in args.device:
+        raise UserError(f"--device {args.device} and --device_ids name GPUs twice: leave out one of the two")
     chosen = MODEL_SETS.get(args.models)
     if chosen is None:
         folder = Path(args.models)
@@ -296,5 +304,6 @@ def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
         print(f"error: {mend}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        again = "leave out --overwrite to go on" if getattr(args, "overwrite", False) else "the same command goes on"
+        print(f"stopped: what is finished is kept; {again} from there", file=sys.stderr)
         return 130

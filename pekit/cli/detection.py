@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="Of two detections, one inside the other by more than this share, keep the better; 100 keeps all.",
     )
-    cli.add_flag(group, "--show", "Also write each photo with its detections outlined into the run's folder.")
+    cli.add_flag(
+        group,
+        "--show",
+        "Also write each photo with its detections, at the first threshold of several, outlined into the run's folder.",
+    )
     group.add_argument(
         "--save_folder", type=cli.Path, default=cli.Path("results/"), help="Folder of the results (results/)."
     )

@@ -76,6 +76,8 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     with parallel.joined(shard):
         report = run_extraction(concepts, photos, settings, models, loading, shard)
     if shard.rank == 0:
-        print(f"{report.made} views made, {report.kept} kept, of {len(concepts)} concepts, in {settings.folder}")
+        seen = len({photo.concepts[0] for photo in photos if photo.name not in report.failed})
+        of = f"{seen} of the {len(concepts)} concepts" if seen < len(concepts) else f"{seen} concepts"
+        print(f"{report.made} views made, {report.kept} kept, of {of}, in {settings.folder}")
         return cli.tell_left_out(report.failed, len(photos))
     return 0  # were it to fail too, whoever started it would stop the first while that is still writing

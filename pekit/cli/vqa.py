@@ -165,7 +165,7 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     from pekit import questions
 
-    task = TASKS[args.task]
+    task, models = TASKS[args.task], cli.model_settings(args)
     if args.with_baseline and not task.personalised:
         raise UserError(f"--with_baseline goes with a personalised task, not with {args.task}: leave it out")
     concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
@@ -198,7 +198,6 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     from pekit import asking
 
     settings, loading = _settings(args), cli.loading_settings(args)
-    models = cli.model_settings(args)
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     if args.dry_run:
         return _dry_run(*asking.dry_run(found, concepts, settings, models, loading))
