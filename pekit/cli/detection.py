@@ -99,7 +99,8 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     if len(args.device_ids) > 1 and shard.world == 1:
         return parallel.launch(main, argv, len(args.device_ids))
 
-    from pekit.detecting import DetectionSettings, run_detection
+    from pekit.detecting import run_detection
+    from pekit.detection_results import DetectionSettings
 
     settings = DetectionSettings(
         dataset=args.dataset,

@@ -1,0 +1,208 @@
+"""What a run of detection leaves: predictions, metrics, the published arrays, and a table for each threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pekit import metrics, results
+from pekit.datasets import Unit
+from pekit.records import Photo, UserError
+
+INVERTED_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """What to detect; the fields are detection.py's options.
+
+    Attributes:
+        thresholds: one or several, all evaluated from one pass of the models.
+        proposals: "boxes" or "masks".
+        views_folder: folder of the stored views.
+    """
+
+    dataset: str
+    multi_concept: bool
+    test_split: str | None
+    variation: str
+    n_training_views: int
+    thresholds: tuple[float, ...]
+    proposals: str
+    min_mask_area: int
+    box_overlap_thresh: float
+    seed: int
+    limit: int | None
+    views_folder: Path
+    save_folder: Path
+    show: bool
+
+    @property
+    def name(self) -> str:
+        return results.setting_name(self.dataset, self.multi_concept, self.test_split)
+
+
+def write_results(
+    done: dict[str, dict],
+    failed: dict[str, str],
+    photos: Sequence[Photo],
+    units: Sequence[Unit],
+    settings: DetectionSettings,
+    folder: Path,
+) -> list[str]:
+    """Write what came of all photos, and remove the part files of the run.
+
+    Args:
+        done: photo -> the concepts found at each threshold ("found").
+        failed: photo -> why it could not be read.
+        photos: all of them.
+        units: what the metrics are counted over.
+        settings: of the run.
+        folder: of the run.
+
+    Returns:
+        A printable table per threshold.
+
+    Raises:
+        UserError: no photo could be read.
+    """
+    read = [photo for photo in photos if photo.name not in failed]
+    if not read:
+        raise UserError(f"none of the {len(photos)} photos could be read, such as {next(iter(failed.values()))}")
+    tables = []
+    with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as records:
+        for threshold in settings.thresholds:
+            found = [done[photo.name]["found"][str(threshold)] for photo in read]
+            tables.append(_finish(threshold, records, found, read, units, settings, folder))
+    # The summary first: stopped in between, a run that is not finished would have lost its records.
+    results.write_json(folder / "summary.json", {"photos": len(read), "failed": failed})
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink()
+    (folder / ".lock").unlink(missing_ok=True)
+    return tables
+
+
+def _finish(
+    threshold: float,
+    records: results.StoredRecords,
+    found_keys: Sequence[Sequence[str]],
+    photos: Sequence[Photo],
+    units: Sequence[Unit],
+    settings: DetectionSettings,
+    folder: Path,
+) -> str:
+    """Write predictions, metrics and published arrays of one threshold; give the printable table.
+
+    With several thresholds each has a folder inside the run's.
+
+    Args:
+        threshold: one of the run's.
+        records: of all photos.
+        found_keys: the concepts found in each of the N photos.
+        photos: N photos that could be read.
+        units: U units to report on.
+        settings: of the run.
+        folder: of the run.
+    """
+    if len(settings.thresholds) > 1:
+        folder = folder / f"threshold-{threshold}"
+    results.write_jsonl(
+        folder / "predictions.jsonl",
+        (
+            {
+                "photo": record["photo"],
+                "labels": record["labels"],
+                "detections": record["detections"][str(threshold)],
+                "similarities": record["similarities"],
+            }
+            for record in (records[photo.name] for photo in photos)
+        ),
+    )
+    detected = [set(keys) for keys in found_keys]
+    truth, found = _tables(photos, detected, units, settings.multi_concept)
+    inverted = settings.test_split in INVERTED_SPLITS
+    measured = metrics.recognition_metrics(truth, found, inverted)
+    of_unit, of_mean = metrics.bootstrap_intervals(truth, found, inverted, settings.seed)
+    means = metrics.means(measured.values)
+    accuracy = "balanced_accuracy" if settings.multi_concept else "weighted_accuracy"
+    published = {name: accuracy if name == "accuracy" else name for name in measured.values}
+    results.write_json(
+        folder / "metrics.json",
+        {
+            "threshold": threshold,
+            "photos": len(photos),
+            "photos_without_detection": sum(not own for own in detected) / len(photos),
+            "one_minus": inverted,
+            "per_concept": {
+                unit.name: {
+                    **{name: count[u] for name, count in measured.counts.items()},
+                    **{published[name]: value[u] for name, value in measured.values.items()},
+                    "interval_95": {published[name]: bounds[:, u] for name, bounds in of_unit.items()},
+                }
+                for u, unit in enumerate(units)
+            },
+            "means": {published[name]: {**mean, "interval_95": of_mean[name]} for name, mean in means.items()},
+        },
+    )
+    for name in results.PUBLISHED:
+        path = results.npy_file(settings.save_folder, settings.name, name, threshold, settings.variation)
+        results.save_npy(path, measured.values[name])
+    return _table(threshold, units, measured, means, of_mean, settings, len(photos))
+
+
+def _tables(
+    photos: Sequence[Photo], detected: Sequence[set[str]], units: Sequence[Unit], multi_concept: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which units each photo shows, and which were found in it.
+
+    A multi-concept photo is a positive of its own folder only; a unit is found when all its concepts are.
+
+    Returns:
+        bool (N, U) each.
+    """
+    with_concept: dict[str, list[int]] = {}
+    for u, unit in enumerate(units):
+        for concept in unit.concepts:
+            with_concept.setdefault(concept, []).append(u)
+    named = {unit.name: u for u, unit in enumerate(units)}
+    truth, found = (np.zeros((len(photos), len(units)), dtype=bool) for _ in range(2))
+    for n, (photo, own) in enumerate(zip(photos, detected, strict=True)):
+        if multi_concept:
+            shown = [named[name] for name in (photo.path.parent.name,) if name in named]
+        else:
+            shown = [u for concept in photo.concepts for u in with_concept.get(concept, ())]
+        truth[n, shown] = True
+        found[n, [u for key in own for u in with_concept.get(key, ()) if own.issuperset(units[u].concepts)]] = True
+    return truth, found
+
+
+def _table(
+    threshold: float,
+    units: Sequence[Unit],
+    measured: metrics.RecognitionMetrics,
+    means: dict[str, dict[str, float]],
+    intervals: dict[str, np.ndarray],
+    settings: DetectionSettings,
+    photos: int,
+) -> str:
+    """One line per unit and the means, as text."""
+    names = list(measured.values)
+    titles = [name.replace("_", " ").replace("neg ", "neg. ") for name in names]
+    width = max([len(unit.name) for unit in units] + [len("mean without NaN")])
+    lines = [f"{settings.name}, {settings.variation}, threshold {threshold}, {photos} photos"]
+    if settings.test_split in INVERTED_SPLITS:
+        lines[0] += " (each value is 1 - x)"
+    lines.append("  ".join([f"{'':{width}}", *(f"{title:>14}" for title in titles), "   gt  detected  correct"]))
+    for u, unit in enumerate(units):
+        counts = [measured.counts[name][u] for name in ("gt", "detected", "correct")]
+        values = [f"{measured.values[name][u]:14.4f}" for name in names]
+        lines.append("  ".join([f"{unit.name:{width}}", *values, f"{counts[0]:5d}  {counts[1]:8d}  {counts[2]:7d}"]))
+    for title, key in (("mean", "mean"), ("mean without NaN", "mean_without_nan")):
+        lines.append("  ".join([f"{title:{width}}", *(f"{means[name][key]:14.4f}" for name in names)]))
+    bounds = (f"{f'{low:.3f}-{high:.3f}':>14}" for low, high in (intervals[name] for name in names))
+    lines.append("  ".join([f"{'95 % interval':{width}}", *bounds]))
+    return "\n".join(lines)
