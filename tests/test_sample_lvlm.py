@@ -334,11 +334,11 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
 
 
 def test_shipped_model_sees_what_is_outlined() -> None:
-    rows = evaluate(CHECKPOINT, seed=77, n_scenes=15)
+    rows = evaluate(CHECKPOINT, seed=77, n_scenes=36)
     personalised, plain, told_apart, guessed = rows[0], *rows[-3:]
-    assert personalised.n >= 60
+    assert personalised.n >= 150
     # Guards what is shipped (.90 on the larger draw of the model card, .65 without outlines), not what was aimed at.
-    assert personalised.value >= 0.78
+    assert personalised.value >= 0.80
     assert personalised.value > plain.value
     assert told_apart.value > guessed.value + 0.15  # knowing which object is meant is all that helps there
 

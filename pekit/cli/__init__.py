@@ -275,7 +275,7 @@ def _out_of_memory(error: RuntimeError) -> str | None:
         return "the GPU's memory is full: free it, or use another --device, --dtype bfloat16 or --models small"
     # By its words: torch raises a bare RuntimeError, for a worker that was killed even out of a signal handler, so
     # wherever the program is at that time.
-    if re.search(r"DataLoader worker \(pid|shared memory", str(error)):
+    if re.search(r"DataLoader worker \(pid|shared memory(\(shm\)| object)", str(error)):
         return (
             "a process that reads photos was killed or has too little shared memory: give --num_workers 0, or a larger "
             "/dev/shm (docker run --shm-size 8g)"
