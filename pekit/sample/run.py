@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", default="sample", help="As the scripts take it (sample).")
     args = parser.parse_args(argv)
-    # models this small lose more by sharing their work between threads than they gain, many times over on busy cores
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # threads that wait for each other awake take from a busy machine more than models this small gain by them
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     started = time.monotonic()
     for script, options in commands(args.out, args.models):
         print(f"\n$ python {script}.py {shlex.join(options)}", flush=True)

@@ -10,39 +10,52 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pekit.records import UserError
 from pekit.sample.evaluate import Row
 
 
-def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
+def load_state(path: Path, parts: dict[str, Any], seed: int) -> tuple[int, float]:
     """Fills models, optimiser and schedule from the last saved state of a run.
 
     Args:
         path: state file; when it is missing nothing changes.
         parts: whatever has a `state_dict`, by name.
+        seed: of the run that is to go on.
 
     Returns:
         Steps done and seconds spent, both 0 at the start of a run.
+
+    Raises:
+        UserError: the run was begun with another seed or by another version.
     """
     if not path.exists():
         return 0, 0.0
+    anew = f"or choose another --out, or delete {path} to begin anew"
     state = torch.load(path, weights_only=True, map_location="cpu")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    if state.get("seed") != seed:  # what is drawn by it once, at the start, would not belong to the weights
+        raise UserError(f"the run of {path} has --seed {state.get('seed')}, not {seed}: go on with that, {anew}")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{path} is of a model built otherwise: go on with the version that began it, {anew}") from None
     return state["step"], state["seconds"]
 
 
-def save_state(path: Path, parts: dict[str, Any], step: int, seconds: float) -> None:
+def save_state(path: Path, parts: dict[str, Any], seed: int, step: int, seconds: float) -> None:
     """Saves the state of a run so that an interruption never leaves half a file.
 
     Args:
         path: state file.
         parts: whatever has a `state_dict`, by name.
+        seed: of the run.
         step: steps done.
         seconds: time spent so far.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save({"step": step, "seconds": seconds} | {name: part.state_dict() for name, part in parts.items()}, partial)
+    states = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"seed": seed, "step": step, "seconds": seconds} | states, partial)
     partial.replace(path)
 
 

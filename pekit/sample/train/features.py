@@ -323,7 +323,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimisers = Optimisers(model, head.parameters())
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
-    first, seconds = load_state(state, parts)
+    first, seconds = load_state(state, parts, seed)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     batches = DataLoader(
         Steps(bank, seed, steps),
@@ -347,7 +347,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             passed = f"{time.monotonic() - began:.0f} s"
             print(f"features {step + 1}/{steps} {losses}, boxes' looks right {shares}, {passed}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_state(state, parts, step + 1, time.monotonic() - began)
+            save_state(state, parts, seed, step + 1, time.monotonic() - began)
             cast(Dinov2Model, average.module).save_pretrained(folder)
             halve(folder)
     release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began)

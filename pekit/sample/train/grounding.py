@@ -51,7 +51,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
     state_file, parts = out / "work" / "grounding.pt", {"model": model, "average": average, "optimizer": optimizer}
-    first, seconds = load_state(state_file, parts)
+    first, seconds = load_state(state_file, parts, seed)
     started = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])
@@ -70,7 +70,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             shown = ", ".join(f"{stage} {loss.item():.3f}" for stage, loss in losses.items())
             log.info("step %d of %d, %.0f s: %s", step, steps, time.monotonic() - started, shown)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state_file, parts, step + 1, time.monotonic() - started)
+            save_state(state_file, parts, seed, step + 1, time.monotonic() - started)
     averaged = build_model(seed)
     averaged.load_state_dict(average.module.state_dict())
     folder = out / "grounding"

@@ -235,7 +235,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     optimisers = Optimisers(learner, paces={tower: TOWER_PACE})
     state_file = out / "work" / "lvlm.pt"
     parts = {"model": learner.model, "average": average, **optimisers.parts}
-    first, seconds = load_state(state_file, parts)
+    first, seconds = load_state(state_file, parts, seed)
     began = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
     # Never its embeddings and scales, which are made small: what suits others as a step would be a leap for them.
@@ -266,7 +266,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             log.info("step %d of %d, %.0f s: loss %.3f, %s", step + 1, steps, passed, loss.item(), figures)
             shown = {}
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state_file, parts, step + 1, time.monotonic() - began)
+            save_state(state_file, parts, seed, step + 1, time.monotonic() - began)
     learner.model.load_state_dict(average.module.state_dict())
     learner.model.save_pretrained(folder)
     halve(folder)

@@ -154,7 +154,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimisers = Optimisers(model, head.parameters(), LEARNING_RATE, betas=(0.9, 0.999), clip=1.0)
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
-    first, seconds = load_state(state, parts)
+    first, seconds = load_state(state, parts, seed)
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
@@ -169,7 +169,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if (step + 1) % 25 == 0:
             print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_state(state, parts, step + 1, time.monotonic() - began)
+            save_state(state, parts, seed, step + 1, time.monotonic() - began)
             cast(SamModel, average.module).save_pretrained(folder)
             halve(folder)
     release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
