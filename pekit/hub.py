@@ -231,9 +231,8 @@ def pick_device(device: str) -> torch.device:
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)  # or pinning memory would open the first GPU in every process
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device} is not usable here ({str(error).splitlines()[0][:120]}): try --device cpu"
-        ) from None
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
+        raise UserError(f"--device {device} is not usable here ({reason}): try --device cpu") from None
     return chosen
 
 

@@ -118,6 +118,21 @@ def test_refused_values(call: Callable, module: object, options: tuple, words: s
     assert_refused(call(module.main, "--dataset", "yollava", *options), words)  # type: ignore[attr-defined]
 
 
+def test_a_mistyped_option_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, words in (
+        (("--n_traning_views", "3"), "unrecognized arguments: --n_traning_views 3: did you mean --n_training_views?"),
+        (("--detect_tresh=.5",), "unrecognized arguments: --detect_tresh=.5: did you mean --detect_thresh?"),
+        (("--zzz",), "unrecognized arguments: --zzz (--help"),
+        (("more",), "unrecognized arguments: more (--help"),
+        (("--seed", "x"), "argument --seed: "),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            parse(detection, *options)
+        assert stopped.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("detection.py: error: ") and words in line
+
+
 @pytest.mark.parametrize("module", [extraction, detection])
 def test_the_data_set_is_asked_for(call: Callable, module: object) -> None:
     assert_refused(call(module.main), "--dataset")  # type: ignore[attr-defined]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import NoReturn
 
 from pekit.records import UserError
 
@@ -74,6 +76,24 @@ class LoadingSettings:
     num_workers: int = 2
     strict: bool = False
     exif: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one sentence: beneath the usage of so many options nobody would find it."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's; an option that is not known is answered with the one it may have been meant for."""
+        known, unknown = self.parse_known_args(args, namespace)
+        for text in unknown:
+            if near := difflib.get_close_matches(text.partition("=")[0], self._option_string_actions, n=1):
+                self.error(f"unrecognized arguments: {' '.join(unknown)}: did you mean {near[0]}?")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists every option)\n")
 
 
 def flag(text: str) -> bool:

@@ -14,7 +14,7 @@ MIN_MASK_AREA = {"myvlm": 2000, "this-is-my": 2000, "yollava": 9000}
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of detection.py."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="detection.py",
         description="Recognize the stored concepts in test photos and report precision and recall.",
         parents=[cli.data_options(), cli.model_options()],

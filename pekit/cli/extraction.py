@@ -11,7 +11,7 @@ from pekit import cli
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of extraction.py."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="extraction.py",
         description="Store reference views: find each concept in its photos, keep the DINOv2 patch features under it.",
         parents=[cli.data_options(), cli.model_options()],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch comes with these
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of vqa.py."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="vqa.py",
         description="Ask an LVLM about personal objects, outlined and named in the photo, and grade its answers.",
         parents=[cli.data_options(("yollava", "this-is-my")), cli.model_options()],
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _with_stored_options(argv: list[str]) -> list[str]:
     """Put the options of the run to go on with, or to grade again, before those given."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = cli.Parser("vqa.py", add_help=False, allow_abbrev=False)
     early.add_argument("--resume", type=Path)
     early.add_argument("--regrade", type=Path)
     known, _ = early.parse_known_args(argv)
