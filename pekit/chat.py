@@ -181,8 +181,10 @@ class Chat:
 
     def _clean(self, text: str) -> str:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
-        text = text.replace(self._endpoint.key, "***") if self._endpoint.key else text
-        return re.sub(r"\bsk-[\w*.-]+", "***", " ".join(text.split()))[:SHOWN_LETTERS]
+        key = self._endpoint.key
+        ends = f"|{re.escape(key[-4:])}" if len(key) >= 8 else ""  # what masks of any form leave to be seen
+        text = " ".join(text.replace(key, "***").split())
+        return re.sub(rf"\bsk-[\w*.-]+|\S*(?:\*{{3,}}{ends})\S*", "***", text)[:SHOWN_LETTERS]
 
 
 def read_completion(content: bytes) -> str | None:

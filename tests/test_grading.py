@@ -255,6 +255,15 @@ def test_a_refused_key_stops_the_run_without_showing_it(tmp_path: Path, status: 
     assert (f"status {status}" in str(caught.value)) is (status != 404)
 
 
+@pytest.mark.parametrize("quoted", [SECRET, "5ecr****seen", "5ecret-...-seen", "5ecret-********", "sk-5ecret"])
+def test_a_key_that_a_busy_server_quotes_is_not_kept(tmp_path: Path, quoted: str) -> None:
+    said = f"Rate limit reached for key '{quoted}', wait 20 s"
+    with ChatServer(lambda body, n: (429, said)) as server:
+        verdict = judge_at(server, tmp_path).verdict("?", "a", "b")
+    assert "5ecr" not in verdict.reason and "seen" not in verdict.reason
+    assert "Rate limit reached for key" in verdict.reason and "wait 20 s" in verdict.reason
+
+
 def test_cache_asks_once_for_the_same_content(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes" if n == 0 else "No") as server:
         for _ in range(3):
