@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from unicodedata import category
 from urllib.parse import urlsplit
 
 from pekit.records import UserError
@@ -96,7 +97,9 @@ def host_of(url: str) -> str:
             ip_address(host)
     except ValueError:  # of the port, the numbers or the letters of the name
         return ""
-    written = parts.scheme in ("http", "https") and port != 0 and url.isprintable() and " " not in url
+    # names beyond ASCII hold letters, their marks and digits; HTTP libraries fail on any other
+    lettered = host.isascii() or all(letter in "-." or category(letter)[0] in "LMN" for letter in host)
+    written = parts.scheme in ("http", "https") and port != 0 and url.isprintable() and " " not in url and lettered
     return host if written else ""
 
 
