@@ -16,20 +16,20 @@ from pekit.sample.drawing import Scene, random_scene
 from pekit.sample.evaluate import Row
 from pekit.sample.questions import QUESTION_TEMPLATES, right_answer, wrong_answer
 
-NAME = "momo"
+NAMES = ("momo", "lulu")
 
 
 class Tag(NamedTuple):
     """What is asked in a request.
 
     Attributes:
-        personalised: with outline and name.
+        named: how many objects are outlined and named: 0 to 2.
         kind: key of `QUESTION_TEMPLATES`.
         letter: the right one, A or B.
         both_in_view: whether the wrong option is true of another object of the scene.
     """
 
-    personalised: bool
+    named: int
     kind: str
     letter: str
     both_in_view: bool
@@ -46,17 +46,16 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
     Returns:
         Shares of right letters: of all questions, of each kind, and of the un-personalised baseline; then both of the
         questions alone that nobody can answer without knowing which object is meant, whose wrong option is true of
-        another object in view.
+        another object in view; then of the questions with another object outlined besides.
     """
     rng = np.random.default_rng(seed)
     requests = [request for _ in range(n_scenes) for request in questions(rng)]
     lvlm = open_lvlm(LvlmSettings(str(folder), batch_size=16, device="cpu", max_new_tokens=6))
     lvlm.load()
-    graded = [
-        (request.tag, released_letter(reply.text or "", "AB") == request.tag.letter)
-        for request, reply in lvlm.answers(requests)
-    ]
-    asked, plain = ([(tag, hit) for tag, hit in graded if tag.personalised == told] for told in (True, False))
+    graded: dict[int, list[tuple[Tag, bool]]] = {0: [], 1: [], 2: []}
+    for request, reply in lvlm.answers(requests):
+        graded[request.tag.named].append((request.tag, released_letter(reply.text or "", "AB") == request.tag.letter))
+    plain, asked, of_two = graded.values()
     told_apart, guessed = ([hit for tag, hit in some if tag.both_in_view] for some in (asked, plain))
     return [
         _row("two-option questions about the outlined object", [hit for _, hit in asked], 0.9, True),
@@ -67,11 +66,13 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
         _row("the same without outline and name, several objects in view", [hit for _, hit in plain], 0.65, False),
         _row("those whose wrong option is true of another object in view", told_apart, 0.9, True),
         _row("those without outline and name", guessed, 0.65, False),
+        _row("all of them with another object outlined and named besides", [hit for _, hit in of_two], 0.9, True),
     ]
 
 
 def questions(rng: np.random.Generator) -> list[Request]:
-    """Draws a held-out scene and words a question of every kind about one of its objects, with and without its outline.
+    """Draws a held-out scene and words a question of every kind about one of its objects: with its outline, without
+    any, and with another object's besides.
 
     Args:
         rng: source of every choice.
@@ -83,8 +84,11 @@ def questions(rng: np.random.Generator) -> list[Request]:
     scene = random_scene(rng, int(rng.integers(2, 5)), (width, height), "heldout")
     things = truth(scene)
     own = things[rng.integers(len(things))]
+    aside = rng.spawn(1)[0]  # so that the questions are the same whatever is outlined besides
+    others = [thing for thing in things if thing is not own]
+    pair = [own, others[aside.integers(len(others))]][:: aside.choice([1, -1])]
     image = Image.fromarray(scene.image)
-    outlined = draw_boxes(image, [Detection(NAME, 1.0, tuple(own["box_xyxyn"]))])
+    shown = [(0, image), (1, _outlined(image, [own])), (2, _outlined(image, pair))]
     requests = []
     for kind, (wordings, _) in QUESTION_TEMPLATES.items():
         if not (right := right_answer(kind, own, things)):
@@ -92,11 +96,20 @@ def questions(rng: np.random.Generator) -> list[Request]:
         letter = "AB"[rng.integers(2)]
         wrong = wrong_answer(rng, kind, own, things)
         options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
-        question = with_options(str(rng.choice(wordings)).format(name=NAME), options)
+        wording = str(rng.choice(wordings))
         both = any(right_answer(kind, thing, things) == wrong for thing in things)
-        requests.append(Request(Tag(True, kind, letter, both), outlined, box_prompt(question, [NAME])))
-        requests.append(Request(Tag(False, kind, letter, both), image, question))
+        for named, picture in shown:
+            name = NAMES[pair.index(own)] if named == 2 else NAMES[0]
+            question = with_options(wording.format(name=name), options)
+            tag = Tag(named, kind, letter, both)
+            requests.append(Request(tag, picture, box_prompt(question, NAMES[:named])))
     return requests
+
+
+def _outlined(image: Image.Image, things: Sequence[dict]) -> Image.Image:
+    """The picture with things outlined in the order of the box colours."""
+    found = [Detection(name, 1.0, tuple(thing["box_xyxyn"])) for name, thing in zip(NAMES, things, strict=False)]
+    return draw_boxes(image, found)
 
 
 def truth(scene: Scene) -> list[dict]:
