@@ -17,7 +17,8 @@ from conftest import Shared, script_environment
 from PIL import Image
 
 from pekit import datasets, questions
-from pekit.sample import benchmark
+from pekit.cli import detection, extraction, vqa
+from pekit.sample import benchmark, run
 from pekit.sample.__main__ import main
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.questions import QUESTION_TEMPLATES
@@ -483,6 +484,39 @@ def test_any_seed_makes_good_plans(seed: int) -> None:
 def test_command_without_a_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_the_run_takes_the_scripts_own_options_and_stops_where_one_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    parsers = {
+        "extraction": extraction.build_parser(),
+        "detection": detection.build_parser(),
+        "vqa": vqa.build_parser(),
+    }
+    done = []
+
+    def note(script: str, options: list[str]) -> int:
+        args = parsers[script].parse_args(options)
+        assert (args.models, args.data_folder, args.n_training_views) == ("sample", tmp_path / "datasets", 3)
+        done.append((script, args.dataset, args.multi_concept))
+        return 3 if (script, args.multi_concept) == failing else 0
+
+    monkeypatch.setattr(run, "run_command", note)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    failing: tuple[str, bool] | None = None
+    assert run.main(["--out", str(tmp_path)]) == 0
+    assert "of them the questions" in capsys.readouterr().out
+    asked = [("vqa", "yollava", False)] * 2 + [("vqa", "this-is-my", False), ("vqa", "this-is-my", True)]
+    assert done[-4:] == asked and "vqa" not in {script for script, *_ in done[:-4]}
+    for dataset, multi in (("yollava", False), ("myvlm", False), ("this-is-my", False), ("this-is-my", True)):
+        own = [script for script, *of in done[:-4] if of == [dataset, multi]]
+        detections = 4 if (dataset, multi) == ("this-is-my", False) else 1  # one for each of its test splits
+        assert own == ["extraction"] + ["detection"] * detections
+    failing = ("detection", True)
+    done.clear()
+    assert run.main(["--out", str(tmp_path)]) == 3
+    assert done[-1] == ("detection", "this-is-my", True)
 
 
 def test_command_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
