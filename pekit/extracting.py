@@ -74,7 +74,7 @@ def run_extraction(
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
     if shard.rank == 0:
-        _make_room(manifest, settings)
+        _refuse_mixing(manifest, settings)
         missing = [i for i, task in enumerate(tasks) if settings.overwrite or not place(task).is_file()]
         if not settings.overwrite:
             _warn_of_replaced(photos, lambda photo: place(Task(photo, 0)))
@@ -85,8 +85,12 @@ def run_extraction(
     if settings.shuffle:
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
     failed: dict[str, str] = {}
-    if todo:
-        recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam)
+    recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
+    if settings.overwrite:
+        if shard.rank == 0:  # only now, when what could be wrong with models and options has been found
+            _make_room(manifest, settings, [place(task) for task in left])
+        gather(None, shard)
+    if recognizer:
         if shard.rank == 0:
             _save_manifest(_manifest(recognizer.sources(), settings, models, loading), settings.folder)
         prompts = {concept.key: concept.prompt for concept in concepts}
@@ -124,20 +128,27 @@ def _manifest(
     )
 
 
-def _make_room(manifest: Manifest, settings: ExtractionSettings) -> None:
-    """Refuse to add to views made differently; with ``overwrite``, remove them."""
-    stored = read_manifest(settings.folder)
-    difference = stored.difference(manifest) if stored else None
-    if difference is None:
-        return
-    if not settings.overwrite:
+def _difference(manifest: Manifest, folder: Path) -> str | None:
+    """What keeps the views of a folder from being mixed with others; None where nothing does, or there are none."""
+    stored = read_manifest(folder)
+    return stored.difference(manifest) if stored and any(folder.glob("*/*.pt")) else None
+
+
+def _refuse_mixing(manifest: Manifest, settings: ExtractionSettings) -> None:
+    """Refuse to add to views made differently, unless they are to be replaced."""
+    if not settings.overwrite and (difference := _difference(manifest, settings.folder)):
         raise UserError(
             f"{settings.folder} holds views of {difference}: give another --features_folder, "
             "or --overwrite to replace them"
         )
-    log.info("removing the views of %s from %s", difference, settings.folder)
-    for path in settings.folder.glob("*/*.pt"):
-        path.unlink()
+
+
+def _make_room(manifest: Manifest, settings: ExtractionSettings, views: Sequence[Path]) -> None:
+    """Remove the views that are to be made anew, and all views that were made differently."""
+    if difference := _difference(manifest, settings.folder):
+        log.info("removing the views of %s from %s", difference, settings.folder)
+    for path in settings.folder.glob("*/*.pt") if difference else views:
+        path.unlink(missing_ok=True)
 
 
 def _save_manifest(manifest: Manifest, folder: Path) -> None:

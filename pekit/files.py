@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def write_atomically(path: Path, content: bytes | str | Iterable[str]) -> None:
         content: the whole, or its parts as they come, which need never be in memory together.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # threads, too, may write one file at a time, such as a judge's verdict on two equal replies
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         if isinstance(content, bytes):
             partial.write_bytes(content)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pekit.datasets import (
     ROOTS,
@@ -27,6 +29,8 @@ from pekit.datasets import (
 )
 from pekit.grading import exact_match
 from pekit.records import Concept, Question, UserError
+
+log = logging.getLogger(__name__)
 
 USUAL_PLACES = {
     ("yollava", False): ("yollava-visual-qa.json", "../yollava-visual-qa.json", "*visual*qa*.json"),
@@ -252,9 +256,24 @@ def find_descriptions(file: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def _object(pairs: list[tuple[str, Any]], file: Path) -> dict:
+    """A JSON object; says where a key stands twice, of which JSON's readers keep the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        log.warning(
+            "%s: '%s' stands %d times in one object, only the last one counts: put its questions in a list",
+            file,
+            twice,
+            names.count(twice),
+        )
+    return content
+
+
 def _read_json(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _object(pairs, file))
     except FileNotFoundError:
         raise UserError(f"{file} is not there: name the file with --json_path (or --descriptions)") from None
     except ValueError as error:

@@ -151,6 +151,43 @@ class TestManifest:
         assert sorted(path.name for path in folder.glob("*/*.pt")) == ["0_0.pt"] * 3  # none of the old ones is left
         assert json.loads((folder / "manifest.json").read_text())["size"] == 224
 
+    def test_overwrite_removes_nothing_before_the_models_are_ready(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        (tmp_path / "data").symlink_to(box_run / "data")
+        before = files_of(tmp_path / "features")
+        result = call(main, *options(tmp_path, models), "--overwrite", "--dino_img_size", 225)
+        assert_refused(result, "--dino_img_size", "225")
+        assert_refused(call(main, *options(tmp_path, models), "--overwrite", "--device", "cuda:77"), "cuda:77")
+        assert files_of(tmp_path / "features") == before
+
+    def test_a_manifest_without_views_keeps_nothing_out(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        (tmp_path / "data").symlink_to(box_run / "data")
+        folder = tmp_path / "features/yollava/extracted_features"
+        for view in folder.glob("*/*.pt"):
+            view.unlink()
+        assert_ran(call(main, *options(tmp_path, models), "--n_training_views", 1))
+        assert json.loads((folder / "manifest.json").read_text())["size"] == 224
+
+    def test_overwrite_that_is_stopped_leaves_no_old_view(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        (tmp_path / "data").symlink_to(box_run / "data")
+        run = (*options(tmp_path, models), "--dino_img_size", 518, "--n_training_views", 1)
+
+        def stop(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr("pekit.extracting.extract_views", stop)
+            assert "leave out --overwrite to go on" in call(main, *run, "--overwrite").stderr
+        assert "3 views made, 0 kept" in call(main, *run).stdout
+
 
 class TestTheSameFilesHoweverTheyAreMade:
     def test_again_with_other_workers_and_order(

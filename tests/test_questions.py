@@ -305,3 +305,16 @@ def test_only_this_is_my_has_a_multi_concept_part(tmp_path: Path, stored: bool) 
         touch(tmp_path / "bo/0_0.pt")
     with pytest.raises(UserError, match="--multi_concept goes with --dataset this-is-my; yollava has no"):
         known_concepts(tmp_path, "yollava", True)
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "test/pig-cup/0.png")
+    key = "./yollava-data/test/pig-cup/0.png"
+    one, two = (
+        f'"{key}": {{"question": "{q}?", "options": {{"A": "x", "B": "y"}}, "correct_answer": "A"}}' for q in "QR"
+    )
+    file = tmp_path / "questions.json"
+    file.write_text(f'{{"pig-cup": {{{one}, {two}}}}}')
+    found = read_questions(file, YOLLAVA, photo_folders(file, tmp_path, "yollava", False, "test"), "yollava", False)
+    assert [item.question.text for item in found.items] == ["R?"]
+    assert f"'{key}' stands 2 times" in caplog.text and str(file) in caplog.text

@@ -7,12 +7,15 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 
 from pekit import results
+from pekit.files import write_atomically
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,19 @@ def test_arrays_keep_their_values_and_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, values)
     assert stored.dtype == np.float64
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.npy"]  # no partial file stays
+
+
+def test_threads_may_write_one_file_at_a_time(tmp_path: Path) -> None:
+    def slowly(own: int) -> Iterator[str]:
+        yield f"{own}"
+        both.wait()  # both are in the middle of it
+        yield f"{own}"
+
+    both = Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda own: write_atomically(tmp_path / "x.json", slowly(own)), (1, 2)))
+    assert (tmp_path / "x.json").read_text() in ("11", "22")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_run_folders_never_collide(tmp_path: Path) -> None:

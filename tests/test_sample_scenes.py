@@ -60,3 +60,14 @@ def test_an_object_mostly_out_of_view_is_dropped_and_the_rest_renumbered() -> No
     for view in views:
         assert view.instances[-1] == instances[1]
         assert view.labels[view.labels > 0].max() == len(view.instances)
+
+
+def test_a_bank_that_is_stopped_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(folder: Path, *args: object) -> None:
+        (folder / "images.npy").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pekit.sample.train.scenes._draw_bank", stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_bank(tmp_path, seed=3, n_scenes=4, size=96, workers=1)
+    assert list(tmp_path.iterdir()) == []

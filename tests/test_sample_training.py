@@ -107,6 +107,21 @@ def test_a_file_in_place_of_the_folder_is_named(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_training_is_stopped_by_hand_and_takes_whole_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pekit.sample.train.masks.train", stop)
+    assert main(["masks", "--out", str(tmp_path)]) == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err
+    for steps in ("-3", "0", "x"):
+        with pytest.raises(SystemExit) as refused:
+            main(["masks", "--out", str(tmp_path), "--steps", steps])
+        assert refused.value.code == 2 and "--steps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
 def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module(f"pekit.sample.train.{name}")

@@ -649,6 +649,13 @@ def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, 
     assert (run / "results_summary.json").read_bytes() == final
 
 
+def test_regrade_refuses_a_dry_run_and_thresholds_are_similarities(ask: Call, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"]}')
+    assert_refused(ask("--regrade", tmp_path, "--dry_run"), "--dry_run", "--regrade")
+    for value in ("75", "nan", "0.5,0.6"):
+        assert_refused(ask("--detect_thresh", value), "--detect_thresh", value)
+
+
 def test_regrade_asks_the_judge_only(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     def answer(body: dict, n: int) -> str:
         return "Yes" if body["model"] == "judge" else "outside"

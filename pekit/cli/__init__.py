@@ -166,6 +166,14 @@ def thresholds(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(float(value) for value in values))
 
 
+def threshold(text: str) -> float:
+    """Read one similarity threshold."""
+    values = thresholds(text)
+    if len(values) > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than one threshold")
+    return values[0]
+
+
 def add_flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
     """Add an option that is off unless given, and that also takes True or False as published commands write it."""
     group.add_argument(name, nargs="?", type=flag, const=True, default=False, metavar="True|False", help=help)

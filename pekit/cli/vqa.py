@@ -58,7 +58,7 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
         "*descriptions*.json beside the questions).",
     )  # fmt: skip
     group.add_argument(
-        "--detect_thresh", type=float, metavar="T",
+        "--detect_thresh", type=cli.threshold, metavar="T",
         help="Outline a concept only where its best region's similarity exceeds this (without it: always).",
     )  # fmt: skip
     cli.add_flag(group, "--with_baseline", "Also ask every question without boxes and names, for comparison.")
@@ -271,6 +271,8 @@ def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
 def _regrade(args: argparse.Namespace) -> int:
     from pekit import vqa_runs
 
+    if args.dry_run:
+        raise UserError("--dry_run shows what would be asked, --regrade asks nothing anew: leave one of them out")
     judge = _judge(args, any(not answer.query.options for answer in vqa_runs.stored_answers(args.regrade)))
     return _print(vqa_runs.regrade(args.regrade, args.grader, judge, args.concurrency))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from pekit.cli import positive
 from pekit.records import UserError
 
 MODELS = ("grounding", "features", "masks", "lvlm")
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder that receives one folder per model, and 'work' with drawn scenes and the state to resume from.",
     )
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
-    parser.add_argument("--steps", type=int, help="optimiser steps; by default what the shipped checkpoint took.")
+    parser.add_argument("--steps", type=positive, help="optimiser steps; by default what the shipped checkpoint took.")
     parser.add_argument("--seed", type=int, default=42, help="seed of the scenes, the weights and the order.")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw scenes.")
     return parser
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process when None.
 
     Returns:
-        The exit status: 2 after an error the user can mend.
+        The exit status: 2 after an error the user can mend, 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
             module.train(args.out, device, args.steps, args.seed, args.workers)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from the last saved step", file=sys.stderr)
+        return 130
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(error, file=sys.stderr)
         return 2

@@ -85,11 +85,14 @@ def open_bank(
     if not folder.exists():
         partial = folder.with_suffix(f".partial-{os.getpid()}")
         partial.mkdir(parents=True)
-        _draw_bank(partial, seed, n_scenes, pool, size, workers)
         try:
+            _draw_bank(partial, seed, n_scenes, pool, size, workers)
             partial.rename(folder)
-        except OSError:  # another training was faster; its bank is the same
-            shutil.rmtree(partial)
+        except OSError:  # another training may have been faster; its bank is the same
+            if not folder.exists():
+                raise
+        finally:  # stopped by hand or on a full disk, it would leave gigabytes behind
+            shutil.rmtree(partial, ignore_errors=True)
     return SceneBank(folder)
 
 
