@@ -241,9 +241,10 @@ def list_photos(folder: Path) -> list[Path]:
     """The photos in a folder in natural order of their names, typed by content.
 
     A file with an image's suffix counts even where it cannot be read (reading it will say so); another file counts
-    when its content is an image. Hidden files do not count.
+    when its content is an image. Hidden files do not count; links that lead nowhere do.
     """
-    files = sorted((e for e in folder.iterdir() if e.is_file()), key=lambda entry: natural_key(entry.name))
+    entries = (entry for entry in folder.iterdir() if entry.is_file() or not entry.exists())
+    files = sorted(entries, key=lambda entry: natural_key(entry.name))
     return [file for file in files if not file.name.startswith(".") and _is_photo(file)]
 
 

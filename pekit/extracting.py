@@ -161,7 +161,7 @@ def _save_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _warn_of_replaced(photos: Sequence[Photo], place: Callable[[Photo], Path]) -> None:
     """Name photos that have changed since their views were made."""
-    views = ((photo, place(photo)) for photo in photos)
+    views = ((photo, place(photo)) for photo in photos if photo.path.exists())
     changed = [p.name for p, view in views if view.is_file() and view.stat().st_mtime < p.path.stat().st_mtime]
     if changed:
         log.warning(

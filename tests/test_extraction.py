@@ -287,6 +287,15 @@ class TestPhotosThatCannotBeRead:
         )
         return tmp_path
 
+    def test_a_link_that_leads_nowhere_is_one(self, folder: Path, models: Path, call: Callable) -> None:
+        link = folder / "data/YoLLaVA/train/pig-cup/0.png"
+        link.unlink()
+        link.symlink_to("/nowhere/0.png")
+        result = call(main, *options(folder, models))
+        assert_ran(result, 1)
+        assert "pig-cup/0.png is not there" in result.stdout and "2 of 4 photos" in result.stdout
+        assert_ran(call(main, *options(folder, models)), 1)
+
     def test_the_others_are_finished(self, folder: Path, models: Path, call: Callable) -> None:
         result = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 1)
         assert_ran(result, 1)
