@@ -184,7 +184,10 @@ def _digest(photos: Sequence[Photo]) -> str:
     """Changes when a photo is added, removed or replaced."""
     digest = hashlib.sha256()
     for photo in photos:
-        state = photo.path.stat() if photo.path.exists() else photo.path.lstat()  # of a link that leads nowhere
+        try:
+            state = photo.path.stat()
+        except OSError:
+            state = photo.path.lstat()  # a link that leads nowhere
         digest.update(f"{photo.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,13 +261,12 @@ def _object(pairs: list[tuple[str, Any]], file: Path) -> dict:
     """A JSON object; says where a key stands twice, of which JSON's readers keep the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in content if names.count(name) > 1)
+        [(name, times)] = Counter(name for name, _ in pairs).most_common(1)
         log.warning(
             "%s: '%s' stands %d times in one object, only the last one counts: put its questions in a list",
             file,
-            twice,
-            names.count(twice),
+            name,
+            times,
         )
     return content
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 from pekit.records import UserError
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, build_features, sine_positions
-from pekit.sample.train.checkpoints import halve, load_state, save_state
+from pekit.sample.train.checkpoints import check_seed, halve, load_state, save_state
 from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
 
@@ -199,15 +199,16 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
 def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:
     layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     path = tmp_path / "work" / "state.pt"
-    assert load_state(path, {"layer": other}, 7) == (0, 0.0)
+    assert load_state(path, {"layer": other}) == (0, 0.0)
     save_state(path, {"layer": layer}, 7, 12, 3.5)
-    assert load_state(path, {"layer": other}, 7) == (12, 3.5)
+    assert load_state(path, {"layer": other}) == (12, 3.5)
     assert torch.equal(layer.weight, other.weight)
     with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
-        load_state(path, {"layer": other}, 8)
+        check_seed(path, 8)
+    check_seed(path, 7)
     for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
         with pytest.raises(UserError, match=r"built otherwise: .*--out"):
-            load_state(path, parts, 7)
+            load_state(path, parts)
 
     build_features(tmp_path, 0)
     before = AutoModel.from_pretrained(tmp_path).state_dict()

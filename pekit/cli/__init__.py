@@ -84,11 +84,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's; an option that is not known is answered with the one it may have been meant for."""
         known, unknown = self.parse_known_args(args, namespace)
-        for text in unknown:
-            if near := difflib.get_close_matches(text.partition("=")[0], self._option_string_actions, n=1):
-                self.error(f"unrecognized arguments: {' '.join(unknown)}: did you mean {near[0]}?")
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            options = self._option_string_actions
+            near = [o for text in unknown for o in difflib.get_close_matches(text.partition("=")[0], options, n=1)]
+            hint = f": did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return known
 
     def error(self, message: str) -> NoReturn:

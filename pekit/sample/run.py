@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         if code := run_command(script, options):
             return code
-        asking += (time.monotonic() - began) * (script == "vqa")
+        if script == "vqa":
+            asking += time.monotonic() - began
     print(f"\nall of it took {time.monotonic() - started:.0f} s, {asking:.0f} s of them the questions")
     return 0
 

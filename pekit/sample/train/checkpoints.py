@@ -14,32 +14,52 @@ from pekit.records import UserError
 from pekit.sample.evaluate import Row
 
 
-def load_state(path: Path, parts: dict[str, Any], seed: int) -> tuple[int, float]:
+def check_seed(path: Path, seed: int) -> None:
+    """Refuses to go on with a run of another seed: what is drawn by it at the start would not belong to the weights.
+
+    To be asked before anything is drawn or written.
+
+    Args:
+        path: state file, which may be missing.
+        seed: of the run that is to go on.
+
+    Raises:
+        UserError: the run was begun with another seed.
+    """
+    if not path.exists():
+        return
+    begun = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("seed")
+    if begun != seed:
+        raise UserError(f"the run of {path} has --seed {begun}, not {seed}: go on with that, {_anew(path)}")
+
+
+def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
     """Fills models, optimiser and schedule from the last saved state of a run.
 
     Args:
         path: state file; when it is missing nothing changes.
         parts: whatever has a `state_dict`, by name.
-        seed: of the run that is to go on.
 
     Returns:
         Steps done and seconds spent, both 0 at the start of a run.
 
     Raises:
-        UserError: the run was begun with another seed or by another version.
+        UserError: the run was begun by another version.
     """
     if not path.exists():
         return 0, 0.0
-    anew = f"or choose another --out, or delete {path} to begin anew"
     state = torch.load(path, weights_only=True, map_location="cpu")
-    if state.get("seed") != seed:  # what is drawn by it once, at the start, would not belong to the weights
-        raise UserError(f"the run of {path} has --seed {state.get('seed')}, not {seed}: go on with that, {anew}")
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError):
-        raise UserError(f"{path} is of a model built otherwise: go on with the version that began it, {anew}") from None
+        mend = f"go on with the version that began it, {_anew(path)}"
+        raise UserError(f"{path} is of a model built otherwise: {mend}") from None
     return state["step"], state["seconds"]
+
+
+def _anew(path: Path) -> str:
+    return f"or choose another --out, or delete {path} to begin anew"
 
 
 def save_state(path: Path, parts: dict[str, Any], seed: int, step: int, seconds: float) -> None:

@@ -26,7 +26,7 @@ from transformers import Dinov2Model
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
-from pekit.sample.train.checkpoints import halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions, tight_box
@@ -315,6 +315,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "features", out / "work" / "features.pt"
+    check_seed(state, seed)
     if not state.exists():
         build_features(folder, seed)
     model: torch.nn.Module = Dinov2Model.from_pretrained(folder)
@@ -323,7 +324,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimisers = Optimisers(model, head.parameters())
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
-    first, seconds = load_state(state, parts, seed)
+    first, seconds = load_state(state, parts)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     batches = DataLoader(
         Steps(bank, seed, steps),

@@ -14,7 +14,7 @@ from transformers import GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
 from pekit.sample.models.grounding import SIDE, build_model, build_processor
-from pekit.sample.train.checkpoints import halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
 from pekit.sample.train.grounding_loss import Targets, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
 from pekit.sample.train.scenes import StoredScene, augment, open_bank
@@ -44,14 +44,16 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     """
     steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
+    state_file = out / "work" / "grounding.pt"
+    check_seed(state_file, seed)
     bank = open_bank(out / "work", seed, workers=workers)
     processor = build_processor()
     model = build_model(seed).train()
     model.to(torch.device(device))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
-    state_file, parts = out / "work" / "grounding.pt", {"model": model, "average": average, "optimizer": optimizer}
-    first, seconds = load_state(state_file, parts, seed)
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    first, seconds = load_state(state_file, parts)
     started = time.monotonic() - seconds
     for step in range(first, steps):
         rng = np.random.default_rng([seed, step])

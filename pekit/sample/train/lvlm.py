@@ -33,7 +33,7 @@ from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.checkpoints import halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
 from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -223,7 +223,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     if not (features / "config.json").is_file():
         raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
     torch.set_num_threads(1)
-    folder = out / "lvlm"
+    folder, state_file = out / "lvlm", out / "work" / "lvlm.pt"
+    check_seed(state_file, seed)
     build_lvlm(folder, seed)
     processor = AutoProcessor.from_pretrained(folder)
     torch.manual_seed(seed)
@@ -233,9 +234,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     tower = model.model.vision_tower
     optimisers = Optimisers(learner, paces={tower: TOWER_PACE})
-    state_file = out / "work" / "lvlm.pt"
     parts = {"model": learner.model, "average": average, **optimisers.parts}
-    first, seconds = load_state(state_file, parts, seed)
+    first, seconds = load_state(state_file, parts)
     began = time.monotonic() - seconds
     shown: dict[str, list[float]] = {}
     # Never its embeddings and scales, which are made small: what suits others as a step would be a leap for them.
