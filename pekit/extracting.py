@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pekit.cli import LoadingSettings, ModelSettings
+from pekit.files import digest_of
+from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, gather
 from pekit.pictures import Task
 from pekit.pipeline import Recognizer, extract_views
 from pekit.records import Concept, Photo, UserError
-from pekit.views import Manifest, read_manifest, view_file
+from pekit.views import Manifest, load_view, read_manifest, view_file
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ class ExtractionSettings:
 
     Attributes:
         folder: folder of the views.
+        split: that the photos are of; "" where the data set has none.
         n_augment: augmentations per photo; 0 for the photos alone.
         grounding_sam: masks by SAM in place of filled boxes.
         min_mask_area: SAM masks of fewer pixels are left empty, px.
@@ -35,6 +39,7 @@ class ExtractionSettings:
     """
 
     folder: Path
+    split: str
     n_augment: int
     grounding_sam: bool
     min_mask_area: int
@@ -60,7 +65,7 @@ def run_extraction(
     loading: LoadingSettings,
     shard: Shard,
 ) -> ExtractionReport:
-    """Make the views that are not there yet.
+    """Make the views that are not there yet, and anew those of photos that have changed.
 
     Raises:
         UserError: two photos would share a view file, or the folder holds views of other models or settings.
@@ -73,11 +78,10 @@ def run_extraction(
 
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
+    outdated: set[Path] = set()
     if shard.rank == 0:
-        _refuse_mixing(manifest, settings)
-        missing = [i for i, task in enumerate(tasks) if settings.overwrite or not place(task).is_file()]
-        if not settings.overwrite:
-            _warn_of_replaced(photos, lambda photo: place(Task(photo, 0)))
+        outdated = _outdated(manifest, photos, settings, place)
+        missing = [i for i, task in enumerate(tasks) if place(task) in outdated or not place(task).is_file()]
     # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
     left = [tasks[i] for i in gather(missing, shard)[0]]
     mine = set(shard.share(list(dict.fromkeys(task.photo for task in left))))
@@ -86,10 +90,9 @@ def run_extraction(
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
     failed: dict[str, str] = {}
     recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
-    if settings.overwrite:
-        if shard.rank == 0:  # only now, when what could be wrong with models and options has been found
-            _make_room(manifest, settings, [place(task) for task in left])
-        gather(None, shard)
+    for path in outdated:  # only now, when what could be wrong with models and options has been found
+        path.unlink(missing_ok=True)
+    gather(None, shard)
     if recognizer:
         if shard.rank == 0:
             _save_manifest(_manifest(recognizer.sources(), settings, models, loading), settings.folder)
@@ -121,54 +124,87 @@ def _manifest(
         size=models.size,
         min_mask_area=settings.min_mask_area if settings.grounding_sam else 0,
         seed=settings.seed,
-        augmented=settings.n_augment > 0,
+        n_augment=settings.n_augment,
+        split=settings.split,
         dtype=models.dtype,
         exif=loading.exif,
         versions=versions(),
     )
 
 
+def _outdated(
+    manifest: Manifest, photos: Sequence[Photo], settings: ExtractionSettings, place: Callable[[Task], Path]
+) -> set[Path]:
+    """The stored views that must make room: of photos that have changed, or all where views are to be overwritten.
+
+    Raises:
+        UserError: what is stored was made differently and is not to be overwritten.
+    """
+    folder = settings.folder
+    if difference := _difference(manifest, folder):
+        if not settings.overwrite:
+            raise UserError(
+                f"{folder} holds views of {difference}: give another --features_folder, or --overwrite to replace them"
+            )
+        log.info("removing the views of %s from %s", difference, folder)
+        return set(folder.glob("*/*.pt"))
+    sources = {photo.concepts[0]: photo.path.parent for photo in photos}
+    stored = {concept: stored_views(folder, concept) for concept in sources}
+    there = {concept: {file.stem for file in source.iterdir()} for concept, source in sources.items()}
+    gone = [(concept, *view) for concept, own in stored.items() for view in own if view[0] not in there[concept]]
+    if settings.overwrite:
+        anew = {(photo.concepts[0], photo.path.stem) for photo in photos}
+    else:
+        if gone:
+            log.warning(
+                "%d views are of photos that are no longer there, and stay in use, such as %s: remove them, or give "
+                "--overwrite",
+                len(gone),
+                view_file(folder, *gone[0]),
+            )
+            gone = []
+        with ThreadPoolExecutor() as readers:
+            flags = readers.map(lambda photo: _has_changed(photo, settings.n_augment, place), photos)
+            changed = [photo for photo, flag in zip(photos, flags, strict=True) if flag]
+        if changed:
+            log.warning(
+                "%d photos have changed since their views were made, such as %s: making their views anew",
+                len(changed),
+                changed[0].name,
+            )
+        anew = {(photo.concepts[0], photo.path.stem) for photo in changed}
+    again = [(concept, *view) for concept, own in stored.items() for view in own if (concept, view[0]) in anew]
+    return {view_file(folder, *view) for view in gone + again}
+
+
 def _difference(manifest: Manifest, folder: Path) -> str | None:
     """What keeps the views of a folder from being mixed with others; None where nothing does, or there are none."""
+    if not any(folder.glob("*/*.pt")):
+        return None
     stored = read_manifest(folder)
-    return stored.difference(manifest) if stored and any(folder.glob("*/*.pt")) else None
+    return stored.difference(manifest) if stored else "models and settings that no manifest.json tells"
 
 
-def _refuse_mixing(manifest: Manifest, settings: ExtractionSettings) -> None:
-    """Refuse to add to views made differently, unless they are to be replaced."""
-    if not settings.overwrite and (difference := _difference(manifest, settings.folder)):
-        raise UserError(
-            f"{settings.folder} holds views of {difference}: give another --features_folder, "
-            "or --overwrite to replace them"
-        )
-
-
-def _make_room(manifest: Manifest, settings: ExtractionSettings, views: Sequence[Path]) -> None:
-    """Remove the views that are to be made anew, and all views that were made differently."""
-    if difference := _difference(manifest, settings.folder):
-        log.info("removing the views of %s from %s", difference, settings.folder)
-    for path in settings.folder.glob("*/*.pt") if difference else views:
-        path.unlink(missing_ok=True)
+def _has_changed(photo: Photo, n_augment: int, place: Callable[[Task], Path]) -> bool:
+    """Whether a photo is not the one that its stored view was made from, or that view cannot be read."""
+    places = (place(Task(photo, number)) for number in range(n_augment + 1))
+    view = next((path for path in places if path.is_file()), None)
+    if view is None:
+        return False
+    try:
+        return load_view(view).photo_digest != digest_of(photo.path)
+    except UserError:
+        return True
+    except OSError:
+        return False  # the photo cannot be read, so no other view can be made
 
 
 def _save_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write it; where augmented views are there already, their seed stays the folder's seed."""
+    """Write it; where augmented views are there already, their seed and number stay the folder's."""
     stored = read_manifest(folder)
-    if stored and stored.augmented and not manifest.augmented and not stored.difference(manifest):
-        manifest = replace(manifest, augmented=True, seed=stored.seed)
+    if stored and stored.n_augment > manifest.n_augment and not stored.difference(manifest):
+        manifest = replace(manifest, n_augment=stored.n_augment, seed=stored.seed)
     manifest.save(folder)
-
-
-def _warn_of_replaced(photos: Sequence[Photo], place: Callable[[Photo], Path]) -> None:
-    """Name photos that have changed since their views were made."""
-    views = ((photo, place(photo)) for photo in photos if photo.path.exists())
-    changed = [p.name for p, view in views if view.is_file() and view.stat().st_mtime < p.path.stat().st_mtime]
-    if changed:
-        log.warning(
-            "%d photos are newer than their views, such as %s: --overwrite makes the views anew",
-            len(changed),
-            changed[0],
-        )
 
 
 def _refuse_shared_files(photos: Sequence[Photo], settings: ExtractionSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterable
@@ -28,3 +29,9 @@ def write_atomically(path: Path, content: bytes | str | Iterable[str]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)  # or a full disk would stay full
         raise
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -6,7 +6,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from pekit import features, regions
 from pekit.cli import LoadingSettings, ModelSettings
+from pekit.files import digest_of
 from pekit.hub import pick_device
 from pekit.pictures import Batch, Task, load_batches
 from pekit.records import Gallery, Photo, Regions, UserError, View
@@ -148,6 +150,11 @@ def extract_views(
         grids = recognizer.features(batch.inputs["features"])
         return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
 
+    digest = lru_cache(maxsize=1)(digest_of)  # the views of a photo follow each other
+
+    def store(task: Task, view: View) -> None:
+        save_view(place(task), replace(view, photo_digest=digest(task.photo.path)))
+
     failed: dict[str, str] = {}
     writes: deque[Future] = deque()
     with ThreadPoolExecutor(1) as writer:  # results are written from the side while the models go on
@@ -164,7 +171,7 @@ def extract_views(
                     view.photo,
                     view.augmentation,
                 )
-            writes.append(writer.submit(save_view, place(task), view))
+            writes.append(writer.submit(store, task, view))
             while len(writes) > PENDING_WRITES or (writes and writes[0].done()):
                 writes.popleft().result()
         for write in writes:

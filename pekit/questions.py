@@ -6,7 +6,6 @@ answer is a letter where there are options. A text-only file has running numbers
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from pekit.datasets import (
     split_folder,
     without_category,
 )
+from pekit.files import digest_of
 from pekit.grading import exact_match
 from pekit.records import Concept, Question, UserError
 
@@ -231,7 +231,7 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         if left_out and left_out[0].reason == UNKNOWN_CONCEPT:
             mend = "run extraction.py first, or check --features_folder"
         raise UserError(f"no question of {file} can be asked ({why}): {mend}")
-    return QuestionFile(file, hashlib.sha256(file.read_bytes()).hexdigest()[:16], tuple(items), tuple(left_out))
+    return QuestionFile(file, digest_of(file), tuple(items), tuple(left_out))
 
 
 def read_descriptions(file: Path) -> dict[str, str]:

@@ -93,6 +93,7 @@ class View:
         augmentation: 0 for the untouched photo, 1..n for its augmentations.
         patches: f32 (P, D), the patch features under the mask; P = 0 where the mask holds no sampled pixel.
         descriptor: f32 (D,), mean of the patches, not normalised; zeros where P = 0.
+        photo_digest: of the photo's file; "" where it is not known.
     """
 
     concept: str
@@ -100,6 +101,7 @@ class View:
     augmentation: int
     patches: np.ndarray
     descriptor: np.ndarray
+    photo_digest: str = ""
 
     def __post_init__(self) -> None:
         _check(

@@ -47,6 +47,7 @@ def save_view(path: Path, view: View) -> None:
         "descriptor": torch.from_numpy(view.descriptor.astype(np.float32)),
         "class_label": view.concept.replace("-", " "),
         "img_path": view.photo,
+        "img_digest": view.photo_digest,
     }
     buffer = io.BytesIO()  # saved to a file, the archive would hold that file's name
     torch.save(content, buffer)
@@ -82,7 +83,8 @@ def load_view(path: Path) -> View:
     else:
         descriptor = np.zeros(patches.shape[1], dtype=np.float32)
     _, augmentation = split_name(path)
-    return View(path.parent.name, str(content.get("img_path", "")), augmentation, patches, descriptor)
+    photo, digest = (str(content.get(key, "")) for key in ("img_path", "img_digest"))
+    return View(path.parent.name, photo, augmentation, patches, descriptor, digest)
 
 
 def split_name(path: Path) -> tuple[str, int]:
@@ -106,7 +108,8 @@ class Manifest:
         size: side S of the squashed picture in px.
         min_mask_area: smaller SAM masks were left empty, px.
         seed: seed of the augmentations.
-        augmented: whether augmented views are among them.
+        n_augment: the most augmentations that were made of a photo.
+        split: that the photos are of; "" where the data set has none.
         dtype: number format of the models.
         exif: whether EXIF orientation was applied.
         versions: versions of the libraries.
@@ -117,24 +120,27 @@ class Manifest:
     size: int
     min_mask_area: int
     seed: int
-    augmented: bool
+    n_augment: int
+    split: str
     dtype: str
     exif: bool
     versions: dict[str, str]
 
     def difference(self, other: Manifest) -> str | None:
-        """Name what keeps two sets of views from being mixed, this one's value first; None where nothing does."""
+        """Name what keeps views from being added to these, these views' value first; None where nothing does."""
         for role in sorted(self.models.keys() & other.models.keys()):
             mine, theirs = self.models[role], other.models[role]
             known = mine["fingerprint"] and theirs["fingerprint"]
             if known and mine["fingerprint"] != theirs["fingerprint"]:
                 one, other_one = (f"{model['source']} ({model['fingerprint']})" for model in (mine, theirs))
                 return f"{role} model {one}, not {other_one}"
-        for name in ("mask_kind", "size", "min_mask_area", "exif", "dtype"):
+        for name in ("split", "mask_kind", "size", "min_mask_area", "exif", "dtype"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
-        if self.augmented and other.augmented and self.seed != other.seed:
+        if self.n_augment and other.n_augment and self.seed != other.seed:
             return f"augmentations of seed {self.seed}, not {other.seed}"
+        if 0 < other.n_augment < self.n_augment:  # they would all be in use
+            return f"{self.n_augment} augmentations of a photo, not {other.n_augment}"
         return None
 
     def save(self, folder: Path) -> None:

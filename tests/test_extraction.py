@@ -262,20 +262,79 @@ class TestTheSameFilesHoweverTheyAreMade:
         assert f"{24 - len(finished)} views made, {len(finished)} kept" in result.stdout
         assert files_of(tmp_path / "features") == files_of(whole)
 
-    def test_photos_newer_than_their_views_are_named(self, models: Path, tmp_path: Path, call: Callable) -> None:
+
+class TestReferencePhotosThatChange:
+    """What is stored follows the photos, however they were put there."""
+
+    @pytest.fixture
+    def folder(self, models: Path, tmp_path: Path, call: Callable) -> Path:
         write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
-        run = options(tmp_path, models)
-        result = call(main, *run)
-        assert_ran(result)
-        assert "newer" not in result.stderr
-        photo = tmp_path / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
-        view = tmp_path / f"features/yollava/extracted_features/{CONCEPTS[0]}/1_0.pt"
+        assert_ran(call(main, *options(tmp_path, models), "--variation", "augment", "--n_augment", 2))
+        return tmp_path
+
+    def test_one_replaced_by_an_older_file(self, folder: Path, models: Path, call: Callable) -> None:
+        views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"
+        before = files_of(views)
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
         write_photos(photo.parent, [photo.name], seed=901)
-        os.utime(photo, (view.stat().st_mtime + 60,) * 2)
-        result = call(main, *run)
+        os.utime(photo, (1e9, 1e9))
+        result = call(main, *options(folder, models))  # its augmentations, too, are of the old photo
         assert_ran(result)
-        assert "1 photos are newer than their views, such as YoLLaVA/train/pig-cup/1.png" in result.stderr
-        assert "0 views made" in result.stdout + result.stderr
+        assert "1 photos have changed since their views were made, such as YoLLaVA/train/pig-cup/1.png" in result.stderr
+        assert "1 views made, 1 kept" in result.stdout
+        after = files_of(views)
+        assert sorted(after) == ["0_0.pt", "0_1.pt", "0_2.pt", "1_0.pt"]
+        assert after["1_0.pt"] != before["1_0.pt"]
+        os.utime(photo)
+        again = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
+        assert "changed" not in again.stderr and "2 views made, 4 kept" in again.stdout
+
+    def test_nothing_is_lost_to_a_wrong_option(self, folder: Path, models: Path, call: Callable) -> None:
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        write_photos(photo.parent, [photo.name], seed=901)
+        before = files_of(folder / "features")
+        assert_refused(call(main, *options(folder, models), "--device", "cuda:77"), "cuda:77")
+        assert files_of(folder / "features") == before
+
+    def test_a_damaged_view_is_made_anew(self, folder: Path, models: Path, call: Callable) -> None:
+        view = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}/0_0.pt"
+        whole = view.read_bytes()
+        view.write_bytes(whole[:100])
+        assert_ran(call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2))
+        assert stored(view)["img_path"] == "YoLLaVA/train/pig-cup/0.png"
+
+    def test_one_that_is_removed(self, folder: Path, models: Path, call: Callable) -> None:
+        views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"
+        (folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png").unlink()
+        result = call(main, *options(folder, models))
+        assert_ran(result)
+        assert "3 views are of photos that are no longer there" in result.stderr and "1_0.pt" in result.stderr
+        assert len(list(views.iterdir())) == 6
+        assert_ran(call(main, *options(folder, models), "--overwrite"))
+        assert [path.name for path in views.iterdir()] == ["0_0.pt"]
+
+    def test_fewer_augmentations(self, folder: Path, models: Path, call: Callable) -> None:
+        run = (*options(folder, models), "--variation", "augment", "--n_augment", 1)
+        views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"
+        assert_refused(call(main, *run), "2 augmentations of a photo, not 1", "--overwrite")
+        assert len(list(views.iterdir())) == 6
+        assert_ran(call(main, *run, "--overwrite"))
+        assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "1_0.pt", "1_1.pt"]
+        assert "0 views made, 4 kept" in call(main, *run).stdout
+
+    def test_those_of_another_split(self, folder: Path, models: Path, call: Callable) -> None:
+        before = files_of(folder / "features")
+        assert_refused(call(main, *options(folder, models), "--split", "test"), "split train, not test")
+        assert files_of(folder / "features") == before
+
+    def test_views_that_no_manifest_tells_about(self, folder: Path, models: Path, call: Callable) -> None:
+        views = folder / "features/yollava/extracted_features"
+        (views / "manifest.json").unlink()
+        before = files_of(views)
+        assert_refused(call(main, *options(folder, models)), "no manifest.json", "--overwrite")
+        assert files_of(views) == before
+        assert_ran(call(main, *options(folder, models), "--overwrite"))
+        assert sorted(files_of(views)) == ["manifest.json", "pig-cup/0_0.pt", "pig-cup/1_0.pt"]
 
 
 class TestPhotosThatCannotBeRead:

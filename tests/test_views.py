@@ -272,7 +272,8 @@ class TestManifest:
             size=518,
             min_mask_area=0,
             seed=42,
-            augmented=True,
+            n_augment=9,
+            split="train",
             dtype="float32",
             exif=False,
             versions={"torch": "2"},
@@ -301,6 +302,8 @@ class TestManifest:
             ({"size": 224}, ("518", "224")),
             ({"exif": True}, ("exif",)),
             ({"seed": 43}, ("42", "43")),
+            ({"split": "test"}, ("split train", "test")),
+            ({"n_augment": 3}, ("9 augmentations", "3")),
         ],
     )
     def test_what_keeps_views_apart_is_named(self, manifest: views.Manifest, change: dict, words: tuple) -> None:
@@ -309,7 +312,8 @@ class TestManifest:
 
     def test_what_does_not_matter(self, manifest: views.Manifest) -> None:
         assert manifest.difference(replace(manifest, versions={"torch": "3"})) is None
-        assert manifest.difference(replace(manifest, seed=1, augmented=False)) is None  # no draw in untouched photos
+        assert manifest.difference(replace(manifest, seed=1, n_augment=0)) is None  # no draw in untouched photos
+        assert manifest.difference(replace(manifest, n_augment=12)) is None  # nine of them are there
 
     def test_a_damaged_manifest_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text("{")

@@ -65,6 +65,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
 
     settings = ExtractionSettings(
         folder=datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        split="" if args.dataset == "myvlm" else args.split,
         n_augment=args.n_augment if args.variation == "augment" else 0,
         grounding_sam=args.grounding_sam,
         min_mask_area=args.min_mask_area,
