@@ -36,6 +36,7 @@ from pekit.vqa_runs import (
     finish,
     graded,
     kept,
+    note_settings,
     open_run,
     run_config,
     stored_answers,
@@ -109,6 +110,7 @@ def run_vqa(
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
             asked = ask(queries, lvlm, replied, folder, config, settings, loading)
+        note_settings(folder, config)
         verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
         report = finish(folder, verdicts, questions.left_out)
     if not report.complete:

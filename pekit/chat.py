@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pekit.records import UserError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -29,6 +31,10 @@ class ChatError(Exception):
 
 class NoCompletionError(Exception):
     """What a server sent is no chat completion."""
+
+
+class CutError(Exception):
+    """The tokens allowed were spent before the first word, as models spend them that think first."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Chat:
         else:
             self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
         self._stopped = threading.Event()
+        self._refused: set[str] = set()  # parameters that this model does not take
 
     def stop(self) -> None:
         """End the waits of requests in progress: each fails at its next attempt."""
@@ -152,10 +159,7 @@ class Chat:
                 break
             asked_wait = 0.0
             try:
-                response = self._client.chat.completions.with_raw_response.create(
-                    model=self._endpoint.model, messages=messages, **parameters
-                )
-                reply = read_completion(response.content)
+                reply = read_completion(self._completion(messages, parameters))
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 # why a key is refused is not shown: servers quote it, masked in ways of their own
                 known = isinstance(error, openai.NotFoundError)
@@ -167,6 +171,11 @@ class Chat:
                 reason = self._shown(error)
                 asked_wait = _asked_wait(error)
                 continue
+            except CutError:
+                raise ChatError(
+                    "the reply was cut before its first word: allow more tokens (--max_new_tokens; of a judge: "
+                    "MAX_TOKENS)"
+                ) from None
             except NoCompletionError:
                 reason = "the reply is no chat completion: check the address (it usually ends in /v1)"
                 continue
@@ -178,6 +187,28 @@ class Chat:
                 return accepted, reply
             reason = f"the reply was '{self._clean(reply)}'"
         raise ChatError(reason or "stopped")
+
+    def _completion(self, messages: list[dict], parameters: dict[str, Any]) -> bytes:
+        """What the server sends; parameters that it says the model does not take are left out from then on.
+
+        Newer models of OpenAI know ``max_tokens`` by another name, and decode at their own temperature.
+        """
+        import openai
+
+        while True:
+            sent = {name: value for name, value in parameters.items() if name not in self._refused}
+            if "max_tokens" in self._refused and "max_tokens" in parameters:
+                sent["max_completion_tokens"] = parameters["max_tokens"]
+            try:
+                create = self._client.chat.completions.with_raw_response.create
+                return create(model=self._endpoint.model, messages=messages, **sent).content
+            except openai.BadRequestError as error:
+                unsupported = error.code in ("unsupported_parameter", "unsupported_value")
+                if not (unsupported and error.param in sent and error.param in parameters):
+                    raise
+                if error.param != "max_tokens" and error.param not in self._refused:
+                    log.warning("%s does not take %s: going on without", self._endpoint.option, error.param)
+                self._refused.add(error.param)
 
     def _shown(self, error: Exception) -> str:
         return f"{type(error).__name__}: {self._clean(encodable(str(error)))}"
@@ -200,6 +231,7 @@ def read_completion(content: bytes) -> str | None:
         The text; None where there is none, or only what a filter left of it.
 
     Raises:
+        CutError: there is none, because the tokens allowed were spent.
         NoCompletionError: it is something else, such as a web page.
     """
     try:
@@ -211,6 +243,8 @@ def read_completion(content: bytes) -> str | None:
         raise NoCompletionError from None
     if text is not None and not isinstance(text, str):
         raise NoCompletionError
+    if end == "length" and not (text or "").strip():
+        raise CutError
     return None if text is None or end == "content_filter" else encodable(text)
 
 

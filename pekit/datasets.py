@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def concept_of_folder(dataset: str, folder: str) -> Concept:
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[\s_]+", " ", name.replace("\u2019", "'").replace("'", "")).strip().casefold()
+    name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
+    return re.sub(r"[\s_]+", " ", name).strip().casefold()
 
 
 def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
@@ -176,6 +178,7 @@ def concept_folders(folder: Path) -> list[Path]:
     for entry in sorted(folder.iterdir(), key=lambda entry: natural_key(entry.name)):
         if not entry.is_dir() or entry.name.startswith("."):
             continue
+        _check_name(entry)
         if entry.name.lower() in NOT_CONCEPTS:
             log.info("left out %s: not a concept", entry)
         else:
@@ -245,7 +248,23 @@ def list_photos(folder: Path) -> list[Path]:
     """
     entries = (entry for entry in folder.iterdir() if entry.is_file() or not entry.exists())
     files = sorted(entries, key=lambda entry: natural_key(entry.name))
-    return [file for file in files if not file.name.startswith(".") and _is_photo(file)]
+    photos = [file for file in files if not file.name.startswith(".") and _is_photo(file)]
+    for photo in photos:
+        _check_name(photo)
+    return photos
+
+
+def _check_name(path: Path) -> None:
+    """Records name photos and concepts in UTF-8.
+
+    Raises:
+        UserError: this name is of another encoding.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        shown = path.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise UserError(f"{path.parent / shown}: its name is not in UTF-8: rename it") from None
 
 
 def _is_photo(file: Path) -> bool:
@@ -399,6 +418,9 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
         raise
     except FileNotFoundError:
         raise PhotoError(f"{path} is not there") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise PhotoError(f"{path} has more than {most} megapixels: shrink it") from None
     except Exception as error:  # a damaged photo makes the decoders raise anything, MemoryError and TypeError among it
         raise PhotoError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
 
@@ -406,7 +428,10 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips at 255
         values = np.asarray(image).astype(np.float64)
-        scale = 1.0 if values.max(initial=0) <= 255 and image.mode in ("F", "I") else 255.0 / 65535.0
+        most = values.max(initial=0)
+        scale = 1.0 if most <= 255 and image.mode in ("F", "I") else 255.0 / 65535.0
+        if image.mode == "F" and most <= 1:  # the other habit of floating-point pictures
+            scale = 255.0
         image = Image.fromarray(np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8))
     return image.convert("RGB")
 

@@ -148,8 +148,10 @@ def _finish(
             "means": {published[name]: {**mean, "interval_95": of_mean[name]} for name, mean in means.items()},
         },
     )
+    # A trial of some photos leaves the arrays of a whole run alone.
+    published_folder = folder if settings.limit else settings.save_folder
     for name in results.PUBLISHED:
-        path = results.npy_file(settings.save_folder, settings.name, name, threshold, settings.variation)
+        path = results.npy_file(published_folder, settings.name, name, threshold, settings.variation)
         results.save_npy(path, measured.values[name])
     return _table(threshold, units, measured, means, of_mean, settings, len(photos))
 

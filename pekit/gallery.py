@@ -151,7 +151,7 @@ def choose_views(
     if not photos:
         raise UserError(
             f"no views of '{concept}' in {folder / concept}: run extraction.py first, with the same --dataset, "
-            "--features_folder, --grounding_sam and --variation"
+            "--features_folder, --grounding_sam and --variation (it names photos that it cannot read)"
         )
     stems = list(photos)
     if len(stems) > n_views:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Generator, Mapping, Sequence
@@ -39,7 +40,7 @@ def released_letter(reply: str, letters: Sequence[str]) -> str:
         One of the letters, upper case, or "".
     """
     text = reply.strip().lower()
-    lower = [letter.lower() for letter in letters]
+    lower = sorted((letter.lower() for letter in letters), key=len, reverse=True)  # "12" is not "1"
     for letter in lower:
         if text.startswith(letter):
             return letter.upper()
@@ -88,9 +89,15 @@ def _normalised(text: str) -> str:
 def grade_options(answer: Answer) -> Verdict:
     """Grade a question with options by the released letter rule; the strict reading goes beside it."""
     query, reply = answer.query, answer.reply or ""
-    key = query.answer[:1].upper()
+    key = _key_letter(query.answer, list(query.options))
     letter, strict = released_letter(reply, list(query.options)), strict_letter(reply, query.options)
     return Verdict(letter == key, "letter", letter, strict, strict == key)
+
+
+def _key_letter(answer: str, letters: Sequence[str]) -> str:
+    """The option that the key of a question begins with, upper case."""
+    upper = sorted((letter.upper() for letter in letters), key=len, reverse=True)
+    return next(letter for letter in upper if answer.upper().startswith(letter))
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -115,7 +122,7 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     Raises:
         UserError: the file cannot be read, or key, model or Azure's address are not set.
     """
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))
     try:
         parser.read(config, encoding="utf-8-sig")
     except (configparser.Error, UnicodeDecodeError):
@@ -152,7 +159,9 @@ def _parameters(values: Mapping[str, str], config: Path) -> dict[str, float]:
             try:
                 parameters[sent] = read(values[name])
             except ValueError:
-                raise UserError(f"{name} in {config} is not a number: mend it or leave it empty") from None
+                parameters[sent] = math.nan
+            if not 0 <= parameters[sent] < math.inf:
+                raise UserError(f"{name} in {config} is not a number from 0: mend it or leave it empty")
     return parameters
 
 
@@ -215,7 +224,7 @@ def grade(
         judge: for "gpt".
         concurrency: requests in flight to the judge.
     """
-    judged: list[Answer] = []
+    judged: dict[tuple[str, str, str], list[Answer]] = {}  # what is the same needs one verdict
     for answer in answers:
         query = answer.query
         if answer.reply is None:
@@ -226,17 +235,18 @@ def grade(
         elif grader == "exact":
             yield replace(answer, verdict=Verdict(exact_match(answer.reply, query.answer), "exact"))
         elif grader == "gpt" and judge is not None:
-            judged.append(answer)
+            judged.setdefault((query.question, query.answer, answer.reply), []).append(answer)
         else:
             yield replace(answer, verdict=Verdict(None, "none", reason="open questions were not graded"))
     if judge is None or not judged:
         return
 
-    def graded(answer: Answer) -> Answer:
-        query = answer.query
-        return replace(answer, verdict=judge.verdict(query.question, query.answer, answer.reply or ""))
+    def graded(same: tuple[str, str, str]) -> list[Answer]:
+        verdict = judge.verdict(*same)
+        return [replace(answer, verdict=verdict) for answer in judged[same]]
 
     try:
-        yield from concurrently(graded, judged, concurrency)
+        for answers in concurrently(graded, judged, concurrency):
+            yield from answers
     finally:
         judge.stop()

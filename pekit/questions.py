@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from pekit.datasets import (
@@ -63,11 +65,12 @@ MISSING_PHOTO, UNKNOWN_CONCEPT = "the photo is missing", "no views of this conce
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A question that cannot be asked, and why."""
+    """A question that cannot be asked, and why; ``number`` is its place in the file, from 1."""
 
     subject: str
     photo: str
     reason: str
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,39 @@ def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Conc
     check_part(dataset, multi_concept)
     folders = concept_folders(views) if views.is_dir() else []
     names = [folder.name for folder in folders if any(folder.glob("*.pt"))]
-    if not names:
-        names = list(published(dataset, multi_concept))
-        names = [without_category(name) for name in names] if dataset == "yollava" else names
+    names = names or _published_folders(dataset, multi_concept)
     return tuple(concept_of_folder(dataset, name) for name in names)
+
+
+def nameable_concepts(
+    stored: Sequence[Concept], data_folder: Path, dataset: str, multi_concept: bool
+) -> tuple[Concept, ...]:
+    """The concepts that can be named where none is to be found in a photo: views are not needed.
+
+    Those with views first, then those with a folder of reference photos, then the published ones.
+
+    Args:
+        stored: from ``known_concepts``.
+        data_folder: where the reference photos may lie.
+        dataset: whose concepts.
+        multi_concept: of its multi-concept part.
+    """
+    try:
+        references = split_folder(find_root(data_folder, dataset, multi_concept), dataset, "train")
+        folders = [folder.name for folder in concept_folders(references)]
+    except UserError:
+        folders = []  # questions and photos may lie elsewhere
+    names = dict.fromkeys([*folders, *_published_folders(dataset, multi_concept)])
+    found = list(stored)
+    for name in names:
+        if resolve_name(name, found) is None:
+            found.append(concept_of_folder(dataset, name))
+    return tuple(found)
+
+
+def _published_folders(dataset: str, multi_concept: bool) -> list[str]:
+    names = published(dataset, multi_concept)
+    return [without_category(name) for name in names] if dataset == "yollava" else list(names)
 
 
 def photo_folders(file: Path, data_folder: Path, dataset: str, multi_concept: bool, split: str) -> tuple[Path, ...]:
@@ -169,9 +201,12 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
     for folder in folders:
         named = own | {folder.name.lower()}
         for relative in (parts, parts[1:] if parts and parts[0].lower() in named else []):
-            path = Path(os.path.normpath(folder.joinpath(*relative)))
-            if relative and path.is_relative_to(folder) and path.is_file():
-                return path
+            # an accented letter is one sign or two, as the system that made the file or the folder writes it
+            for form in (None, "NFC", "NFD") if relative else ():
+                spelled = [unicodedata.normalize(form, part) for part in relative] if form else relative
+                path = Path(os.path.normpath(folder.joinpath(*spelled)))
+                if path.is_relative_to(folder) and path.is_file():
+                    return path
     return None
 
 
@@ -217,9 +252,9 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         meant = tuple(concept.key for concept in concepts_of_key(subject, concepts))
         path = None if text_only else find_photo(name, folders, dataset)
         if not meant and not unknown:
-            left_out.append(LeftOut(subject, name, UNKNOWN_CONCEPT))
+            left_out.append(LeftOut(subject, name, UNKNOWN_CONCEPT, number))
         elif path is None and not text_only:
-            left_out.append(LeftOut(subject, name, MISSING_PHOTO))
+            left_out.append(LeftOut(subject, name, MISSING_PHOTO, number))
         else:
             text, options, answer = _wording(entry, f"{file}, '{subject}', '{name}'")
             context = " ".join(described[key] for key in meant or (subject,) if key in described)
@@ -274,6 +309,7 @@ def _object(pairs: list[tuple[str, Any]], file: Path) -> dict:
 def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _object(pairs, file))
+        json.dumps(content, ensure_ascii=False).encode()  # escapes may stand for halves of letters
     except FileNotFoundError:
         raise UserError(f"{file} is not there: name the file with --json_path (or --descriptions)") from None
     except ValueError as error:
@@ -307,10 +343,12 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
         raise UserError(f"{where} has no question or no correct_answer: mend the file")
     options = entry.get("options") or entry.get("option") or {}
     if isinstance(options, list):
-        options = dict(zip("ABCDEFGH", options, strict=False))
+        options = dict(zip(ascii_uppercase, options, strict=False)) if len(options) <= len(ascii_uppercase) else None
     if not isinstance(options, dict):
         raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
     options = {str(letter).strip(): str(text) for letter, text in options.items()}
+    if isinstance(answer, (dict, list)) or not (options or str(answer).strip()):
+        raise UserError(f"{where} has a correct_answer that is no text: mend the file")
     answer = str(answer).strip()
     key = _key(answer, options) if options else answer
     if options and not key:

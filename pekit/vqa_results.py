@@ -139,6 +139,8 @@ def summary_text(summary: dict) -> str:
         strict = summary["strict"]
         lines.append(f"strict reading of letters: {_percent(strict['accuracy'])}; {strict['differ']} read differently")
     lines.append(f"not graded: {summary['ungraded']}; not answered: {summary['unanswered']}")
+    if summary["regions_not_found"]:
+        lines.append(f"concepts not outlined, no region exceeded the threshold: {summary['regions_not_found']}")
     missing = summary["missing_photos"]
     lines.append(f"missing photos: {missing['count']}" + "".join(f"\n  {photo}" for photo in missing["photos"]))
     if summary["left_out"]["count"]:

@@ -140,6 +140,11 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
     results.write_json(folder / CONFIG, {**config, "argv": stored["argv"], "lvlm": description})
 
 
+def note_settings(folder: Path, config: dict) -> None:
+    """Put the settings that a run is ended with into its ``config.json``: the grader may be another."""
+    results.write_json(folder / CONFIG, {**read_config(folder), "settings": config["settings"]})
+
+
 def stored_answers(folder: Path) -> list[Answer]:
     """The answers of a run, without their verdicts; none where it was stopped before the first."""
     file = folder / ANSWERS
@@ -193,7 +198,9 @@ def graded(answers: Sequence[Answer], grader: str, judge: Judge | None, concurre
 
 
 def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut]) -> VqaReport:
-    """Write the results of graded answers."""
+    """Write the results of graded answers; a question that was answered before its photo vanished is not left out."""
+    asked = {answer.query.number for answer in verdicts}
+    left_out = [entry for entry in left_out if entry.number not in asked]
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
     summary = write_results(folder, verdicts, left_out)
     complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)

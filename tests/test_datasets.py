@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
 import struct
 from itertools import permutations
@@ -308,6 +309,20 @@ class TestOpenImage:
         np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
         np.testing.assert_array_equal(found[0], found[0, :, :1].repeat(3, axis=1))
 
+    @pytest.mark.parametrize("top", [1, 255, 65535])
+    def test_floating_point_grey_in_each_of_its_ranges(self, tmp_path: Path, top: float) -> None:
+        Image.fromarray(np.array([[0, 0.2, 0.6, 1]], dtype=np.float32) * top).save(tmp_path / "x.tif")
+        found = np.asarray(datasets.open_image(tmp_path / "x.tif"))
+        np.testing.assert_array_equal(found[0, :, 0], [0, 51, 153, 255])
+
+    def test_a_photo_too_large_is_told_what_to_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+        Image.new("RGB", (2000, 1500)).save(tmp_path / "x.png")  # above the limit, below twice the limit
+        assert datasets.open_image(tmp_path / "x.png").size == (2000, 1500)
+        Image.new("RGB", (2500, 2000)).save(tmp_path / "x.png")
+        with pytest.raises(PhotoError, match=r"x\.png has more than 4 megapixels: shrink it"):
+            datasets.open_image(tmp_path / "x.png")
+
     def test_exif_orientation_only_where_asked_for(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90°
@@ -353,6 +368,20 @@ class TestOpenImage:
         image = Image.fromarray(np.array([[[0] * 3, [200] * 3]], dtype=np.uint8))
         row = np.asarray(datasets.squash(image, 4))[0, :, 0]
         np.testing.assert_array_equal(row, [0, 50, 150, 200])
+
+
+def test_names_in_another_encoding_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "YoLLaVA/train/mug"
+    folder.mkdir(parents=True)
+    photo = os.fsencode(folder) + b"/caf\xe9.png"
+    with open(photo, "wb"):
+        pass
+    with pytest.raises(UserError, match=r"mug/caf\\xe9\.png: its name is not in UTF-8"):
+        datasets.list_photos(folder)
+    os.unlink(photo)
+    os.mkdir(os.fsencode(folder.parent) + b"/caf\xe9")
+    with pytest.raises(UserError, match=r"train/caf\\xe9: its name is not in UTF-8"):
+        datasets.read_concepts(tmp_path, "yollava")
 
 
 def test_concepts_are_the_published_ones() -> None:

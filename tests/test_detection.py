@@ -384,6 +384,18 @@ class TestViewsInUse:
         assert_refused(call(main, *common(tmp_path, models), "--save_folder", tmp_path / "r"), "'teddy-plush'")
         assert_refused(call(main, *run, "--features_folder", tmp_path / "nowhere"), "'pig-cup'", "extraction.py")
 
+    def test_a_trial_leaves_the_arrays_of_a_whole_run_alone(
+        self, small: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        run = (*common(small, models), "--save_folder", tmp_path / "r")
+        assert_ran(call(main, *run))
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "r").glob("*.npy")}
+        assert len(whole) == 4
+        assert_ran(call(main, *run, "--limit", 1, "--split", "train"))
+        assert {path.name: path.read_bytes() for path in (tmp_path / "r").glob("*.npy")} == whole
+        (trial,) = (tmp_path / "r").glob("runs/*/*-recalls-*.npy")
+        assert np.load(trial).shape == (2,)
+
     def test_a_limit_that_leaves_no_pair_of_concepts(self, models: Path, tmp_path: Path, call: Callable) -> None:
         write_multi(tmp_path / "data", ["Alex-woman", "Alexs hat-hat"], ["Alex_and_Alexs hat"], train=1, test=1)
         run = (*common(tmp_path, models, "this-is-my"), "--multi_concept", "--limit", 1)
@@ -706,7 +718,7 @@ class TestSample:
             own = ("--test_split", split) if split else ()
             assert_ran(run_script("detection.py", *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
         assert len(list((tmp_path / "results/runs").iterdir())) == len(splits)
-        assert len(list((tmp_path / "results").glob("*.npy"))) == 4 * len(splits)
+        assert len(list((tmp_path / "results").rglob("*.npy"))) == 4 * len(splits)
 
     @pytest.mark.skipif(
         not all((CHECKPOINTS / role / "model.safetensors").exists() for role in ("grounding", "features")),

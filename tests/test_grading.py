@@ -90,6 +90,15 @@ def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], lette
     assert strict_letter(reply, options) == letter
 
 
+def test_more_than_nine_options() -> None:
+    numbers = [str(n) for n in range(1, 13)]
+    assert [released_letter(reply, numbers) for reply in ("12", "1", "it is 11.", "1.")] == ["12", "1", "11", "1"]
+    [graded] = grade([answered("1", "12. gold", dict.fromkeys(numbers, "x"))], "none", None)
+    assert graded.verdict and (graded.verdict.correct, graded.verdict.strict_correct) == (False, False)
+    [graded] = grade([answered("12", "12. gold", dict.fromkeys(numbers, "x"))], "none", None)
+    assert graded.verdict and (graded.verdict.correct, graded.verdict.strict_correct) == (True, True)
+
+
 def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it() -> None:
     [graded] = grade([answered("Actually, it is B", "B", {"A": "red", "B": "blue"})], "none", None)
     verdict = graded.verdict
@@ -296,6 +305,23 @@ def test_grading_runs_at_the_concurrency_asked_for(tmp_path: Path) -> None:
     assert {a.query.number: a.verdict.correct for a in graded if a.verdict} == {n: n == 3 for n in range(12)}
 
 
+def test_what_is_the_same_is_judged_once(tmp_path: Path) -> None:
+    replies = ["navy", "teal", "navy", "navy"]
+    answers = [answered(reply, "blue", number=n) for n, reply in enumerate(replies)]
+    with ChatServer(lambda body, n: "Yes" if "navy" in prompt_of(body) else "No", delay=0.05) as server:
+        graded = list(grade(answers, "gpt", judge_at(server, tmp_path), concurrency=4))
+        assert len(server.bodies) == 2
+    assert {a.query.number: a.verdict.correct for a in graded if a.verdict} == {0: True, 1: False, 2: True, 3: True}
+
+
+def test_a_judge_cut_short_is_told_and_not_asked_again(tmp_path: Path) -> None:
+    cut = b'{"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}'
+    with ChatServer(lambda body, n: cut) as server:
+        verdict = judge_at(server, tmp_path).verdict("Q?", "blue", "navy")
+        assert len(server.bodies) == 1
+    assert verdict.correct is None and "MAX_TOKENS" in verdict.reason
+
+
 # --- settings ---
 
 
@@ -313,6 +339,22 @@ def test_config_values_quoted_or_not(tmp_path: Path, quote: str) -> None:
     assert (endpoint.key, endpoint.model) == ("50%(off)s", "gpt")
     assert settings.parameters == {"temperature": 0.5, "max_tokens": 7}
     assert "50%" not in repr(settings)
+
+
+def test_comments_behind_values(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, OPENAI_API_KEY="a#b;c", OPENAI_CHAT_MODEL="gpt  ; the judge", TEMP="0 # greedy", MAX_TOKENS=" # none"
+    )
+    settings = read_judge_settings(config, {})
+    assert (settings.endpoint.key, settings.endpoint.model) == ("a#b;c", "gpt")
+    assert settings.parameters == {"temperature": 0}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "warm"])
+def test_a_temperature_that_is_none(tmp_path: Path, value: str) -> None:
+    config = write_config(tmp_path, OPENAI_API_KEY=SECRET, OPENAI_CHAT_MODEL="gpt", TEMP=value)
+    with pytest.raises(UserError, match=r"TEMP in .*config\.ini is not a number"):
+        read_judge_settings(config, {})
 
 
 def test_empty_parameters_are_not_sent(tmp_path: Path) -> None:

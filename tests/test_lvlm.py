@@ -392,6 +392,37 @@ def test_replies_without_text_are_asked_again_but_an_empty_one_is_a_reply(no_key
     assert found == {0: "A", 1: ""} and len(server.bodies) == 3
 
 
+def test_replies_cut_before_their_first_word_are_no_replies(no_key: pytest.MonkeyPatch) -> None:
+    cut = b'{"choices": [{"message": {"content": %s}, "finish_reason": "length"}]}'
+    with ChatServer(lambda body, n: cut % [b"null", b'" "', b'"It is"'][n]) as server:
+        requests = [Request(n, None, "?") for n in range(3)]
+        found = [reply for _, reply in served(server, concurrency=1).answers(requests)]
+        assert len(server.bodies) == 3  # more of the same would be cut, too
+    assert [reply.text for reply in found] == [None, None, "It is"]
+    assert all("--max_new_tokens" in reply.error for reply in found[:2])
+
+
+def test_parameters_that_a_model_does_not_take_are_left_out(
+    no_key: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(body: dict, n: int) -> Any:
+        if "max_tokens" in body:
+            return (400, "use max_completion_tokens instead", {"code": "unsupported_parameter", "param": "max_tokens"})
+        if "temperature" in body:
+            return (400, "only the default", {"code": "unsupported_value", "param": "temperature"})
+        return (400, "bad photo", {"code": "invalid_image", "param": "messages"}) if prompt_of(body) == "bad" else "A"
+
+    with ChatServer(answer) as server:
+        requests = [Request(n, None, prompt) for n, prompt in enumerate(["?", "?", "bad"])]
+        found = [reply for _, reply in served(server, concurrency=1, patience=Patience(1, 0, 5)).answers(requests)]
+        assert [reply.text for reply in found] == ["A", "A", None]
+        assert "bad photo" in found[2].error
+        asked = [{name for name in body if name not in ("model", "messages")} for body in server.bodies]
+    renamed = {"max_completion_tokens"}
+    assert asked == [{"max_tokens", "temperature"}, renamed | {"temperature"}, renamed, renamed, renamed]
+    assert caplog.text.count("does not take temperature") == 1
+
+
 def test_what_is_no_chat_completion_is_no_reply(no_key: pytest.MonkeyPatch) -> None:
     requests = [Request(n, None, str(n)) for n in range(len(NO_COMPLETIONS))]
     with ChatServer(lambda body, n: NO_COMPLETIONS[int(prompt_of(body))]) as server:

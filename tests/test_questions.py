@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pekit.questions import (
     find_photo,
     find_question_file,
     known_concepts,
+    nameable_concepts,
     photo_folders,
     read_descriptions,
     read_questions,
@@ -191,6 +194,9 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"options": {"A": "x", "B": "b."}, "answer": "a) x"}, "a) x"),
         ({"options": {"A": "dog", "B": "cat"}, "answer": "A : cat"}, "A : cat"),
         ({"options": {"1": "dog", "2": "cat"}, "answer": 2}, "2"),
+        ({"options": {str(n): f"dog {n}" for n in range(1, 13)}, "answer": "12. dog 12"}, "12. dog 12"),
+        ({"options": [f"dog {n}" for n in range(1, 13)], "answer": "dog 12"}, "L"),
+        ({"answer": 3}, "3"),
     ],
 )
 def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
@@ -214,6 +220,10 @@ def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
         ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": ""}}}', ["none of its options"]),
         ('{"bo": {"0": {"question": null, "answer": "A"}}}', ["'bo'", "'0'", "question"]),
         ('{"bo": {"0": {"question": "?", "options": "A or B", "answer": "A"}}}', ["options"]),
+        ('{"bo": {"0": {"question": "?", "answer": ["red", "blue"]}}}', ["'bo'", "correct_answer", "no text"]),
+        ('{"bo": {"0": {"question": "?", "answer": " "}}}', ["'bo'", "correct_answer", "no text"]),
+        (json.dumps({"bo": {"0": {"question": "?", "options": ["x"] * 27, "answer": "A"}}}), ["options"]),
+        ('{"bo": {"0": {"question": "\\ud83d?", "answer": "A"}}}', ["q.json", "surrogates"]),
         ("{}", ["holds none"]),
     ],
 )
@@ -265,6 +275,29 @@ def test_known_concepts_are_those_with_views(tmp_path: Path) -> None:
     touch(tmp_path / "Alexs hat-hat/0_0.pt")
     touch(tmp_path / "gsam/Zak-man/0_0.pt")  # views of another kind lie in a folder among the concepts
     assert [(c.key, c.name) for c in known_concepts(tmp_path, "this-is-my", False)] == [("Alexs hat-hat", "Alex's hat")]
+
+
+def test_concepts_that_can_be_named_without_views(tmp_path: Path) -> None:
+    touch(tmp_path / "YoLLaVA/train/my_mug/0.png")
+    touch(tmp_path / "YoLLaVA/train/pig-cup/0.png")
+    stored = [concept_of_folder("yollava", "bo")]
+    found = nameable_concepts(stored, tmp_path, "yollava", False)
+    keys = [concept.key for concept in found]
+    assert keys[:3] == ["bo", "my_mug", "pig-cup"] and len(keys) == len(set(keys)) == 41  # the 40 published ones
+    assert [concept.name for concept in concepts_of_key("my_mug_thap-cham", found)] == ["my mug", "thap-cham"]
+    people = nameable_concepts([], tmp_path / "nowhere", "this-is-my", True)
+    assert [concept.key for concept in people] == list(published("this-is-my", True))
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_accented_letters_may_be_one_sign_or_two(tmp_path: Path, written: str) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[written]
+    on_disk, in_file = (unicodedata.normalize(form, "caf\u00e9") for form in (other, written))
+    photo = touch(tmp_path / f"{on_disk}/0.png")
+    assert find_photo(f"{in_file}/0.png", [tmp_path], "yollava") == photo
+    concept = concept_of_folder("yollava", on_disk)
+    assert concepts_of_key(in_file, [concept]) == (concept,)
+    assert find_photo("cafe/0.png", [tmp_path], "yollava") is None
 
 
 @pytest.mark.parametrize(

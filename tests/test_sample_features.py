@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 from pekit.records import UserError
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, build_features, sine_positions
-from pekit.sample.train.checkpoints import check_seed, halve, load_state, save_state
+from pekit.sample.train.checkpoints import check_begun, halve, load_state, save_state
 from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
 
@@ -204,8 +204,10 @@ def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_pat
     assert load_state(path, {"layer": other}) == (12, 3.5)
     assert torch.equal(layer.weight, other.weight)
     with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
-        check_seed(path, 8)
-    check_seed(path, 7)
+        check_begun(path, 8, 20)
+    with pytest.raises(UserError, match=r"done 12 steps, --steps 11 are fewer: .*--out"):
+        check_begun(path, 7, 11)
+    check_begun(path, 7, 12)
     for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
         with pytest.raises(UserError, match=r"built otherwise: .*--out"):
             load_state(path, parts)

@@ -142,6 +142,8 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
         trained = {file: file.read_bytes() for file in (tmp_path / name).iterdir()}
         with pytest.raises(UserError, match=rf"{name}.*--seed 3, not 4"):
             module.train(tmp_path, "cpu", 5, seed=4, workers=0)
+        with pytest.raises(UserError, match=rf"{name}.*3 steps"):
+            module.train(tmp_path, "cpu", 2, seed=3, workers=0)
         assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
         module.train(tmp_path, "cpu", 5, seed=3, workers=0)
     finally:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from conftest import (
     run_script,
     script_environment,
     write_multi,
+    write_photos,
     write_yollava,
 )
 from PIL import Image
@@ -352,6 +354,19 @@ def test_unpersonalised_tasks_need_no_views_and_draw_nothing(ask: Call, world: P
     assert [record["correct"] for record in found] == [True, False, True]
 
 
+def test_unpersonalised_tasks_name_concepts_that_have_no_views(ask: Call, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    questions = {"my_mug": {"test/my_mug/0.png": {"question": "Is <sks> red?", "answer": "yes"}}}
+    write_photos(tmp_path / "data/YoLLaVA/test/my_mug", ["0.png"])
+    write_photos(tmp_path / "data/YoLLaVA/train/my_mug", ["0.png"])
+    file = write_json(tmp_path / "data/YoLLaVA/own.json", questions)
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--json_path", file, "--grader", "exact")
+    with ChatServer(lambda body, n: "yes") as server:
+        assert_ran(ask(*run, "--task", "base_vlm_vqa", *served(server)))  # others have views, this one has none
+        assert [prompt_of(body) for body in server.bodies] == ["Is my mug red?"]
+        assert_refused(ask(*run, *served(server)), "no views of this concept")
+
+
 HERE = (0.1, 0.1, 0.5, 0.9)
 THERE = (0.5, 0.2, 0.9, 0.8)
 FAR = (0.0, 0.0, 0.2, 0.2)
@@ -647,6 +662,32 @@ def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, 
             "Where is pig-cup? A.left or B.right",
         ]
     assert (run / "results_summary.json").read_bytes() == final
+
+
+def test_a_question_answered_before_its_photo_vanished_counts_once(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
+    with ChatServer(lambda body, n: "A" if n < 2 else (503, "busy")) as server:
+        assert_ran(ask(*run, *served(server), "--concurrency", 1), 1)
+    folder = only_run(tmp_path / "results")
+    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").unlink()
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--resume", folder, *run, *served(server)))
+        assert len(server.bodies) == 1
+    found = summary(folder)
+    assert found["overall"]["total"] == 3
+    assert found["missing_photos"]["photos"] == ["./yollava-data/test/lamp/lost.png"]  # which was never there
+
+
+def test_a_run_ended_with_another_grader_says_so(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+    run = only_run(tmp_path / "results")
+    assert json.loads((run / "config.json").read_text())["settings"]["grader"] == "gpt"
+    assert_ran(ask("--resume", run, "--grader", "exact"))
+    assert json.loads((run / "config.json").read_text())["settings"]["grader"] == "exact"
 
 
 def test_regrade_refuses_a_dry_run_and_thresholds_are_similarities(ask: Call, tmp_path: Path) -> None:

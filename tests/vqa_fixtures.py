@@ -15,7 +15,7 @@ import pytest
 SECRET = "5ecret-never-to-be-seen"
 MOST_REQUESTS = 500
 
-Answer = str | bytes | tuple[int, str] | None
+Answer = str | bytes | tuple[int, str] | tuple[int, str, dict] | None
 
 
 class ChatServer:
@@ -23,7 +23,8 @@ class ChatServer:
 
     Args:
         answer: request body and its number from 0 -> the reply's text, None for an empty one, bytes to send as they
-            are with status 200, or (status, text) for an error that quotes the key it was sent, as careless servers do.
+            are with status 200, or (status, text) for an error that quotes the key it was sent, as careless servers do;
+            more fields of the error may follow.
         delay: seconds before each answer.
         headers: sent with every answer.
     """
@@ -77,7 +78,8 @@ class ChatServer:
         if isinstance(answer, bytes):
             status, content = 200, answer
         elif isinstance(answer, tuple):
-            status, content = answer[0], {"error": {"message": f"{answer[1]} (you sent {key})", "type": "test"}}
+            error = {"message": f"{answer[1]} (you sent {key})", "type": "test", **(answer[2] if answer[2:] else {})}
+            status, content = answer[0], {"error": error}
         else:
             message = {"role": "assistant", "content": answer}
             status = 200

@@ -169,6 +169,9 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     if args.with_baseline and not task.personalised:
         raise UserError(f"--with_baseline goes with a personalised task, not with {args.task}: leave it out")
     concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
+    unaided = task.text_only or not task.personalised
+    if unaided:
+        concepts = questions.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
     file = args.json_path or questions.find_question_file(
         args.data_folder, args.dataset, args.multi_concept, task.text_only
     )
@@ -180,14 +183,14 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         folders,
         args.dataset,
         task.text_only,
-        unknown=task.text_only or not task.personalised,
+        unknown=unaided,
         descriptions=questions.read_descriptions(described) if described else None,
     )
     _report(found, args)
     from pekit import parallel
 
     shard = parallel.current_shard()
-    alone = args.dry_run or not task.personalised or task.text_only  # no photo is searched, or hardly any
+    alone = args.dry_run or unaided  # no photo is searched, or hardly any
     if alone and shard.rank:
         return 0
     open_questions = any(not item.question.options for item in found.items[: args.limit])

@@ -14,23 +14,26 @@ from pekit.records import UserError
 from pekit.sample.evaluate import Row
 
 
-def check_seed(path: Path, seed: int) -> None:
-    """Refuses to go on with a run of another seed: what is drawn by it at the start would not belong to the weights.
+def check_begun(path: Path, seed: int, steps: int) -> None:
+    """Refuses to go on with a run of another seed, whose drawings would not belong to the weights, or to a lesser end.
 
     To be asked before anything is drawn or written.
 
     Args:
         path: state file, which may be missing.
         seed: of the run that is to go on.
+        steps: it is to have in all.
 
     Raises:
-        UserError: the run was begun with another seed.
+        UserError: the run was begun with another seed, or has done more steps.
     """
     if not path.exists():
         return
-    begun = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("seed")
-    if begun != seed:
-        raise UserError(f"the run of {path} has --seed {begun}, not {seed}: go on with that, {_anew(path)}")
+    begun = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    if (known := begun.get("seed")) != seed:
+        raise UserError(f"the run of {path} has --seed {known}, not {seed}: go on with that, or {_anew(path)}")
+    if begun["step"] > steps:
+        raise UserError(f"the run of {path} has done {begun['step']} steps, --steps {steps} are fewer: {_anew(path)}")
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
@@ -53,13 +56,13 @@ def load_state(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError):
-        mend = f"go on with the version that began it, {_anew(path)}"
+        mend = f"go on with the version that began it, or {_anew(path)}"
         raise UserError(f"{path} is of a model built otherwise: {mend}") from None
     return state["step"], state["seconds"]
 
 
 def _anew(path: Path) -> str:
-    return f"or choose another --out, or delete {path} to begin anew"
+    return f"choose another --out, or delete {path} to begin anew"
 
 
 def save_state(path: Path, parts: dict[str, Any], seed: int, step: int, seconds: float) -> None:

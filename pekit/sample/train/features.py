@@ -26,7 +26,7 @@ from transformers import Dinov2Model
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
-from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions, tight_box
@@ -315,7 +315,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "features", out / "work" / "features.pt"
-    check_seed(state, seed)
+    check_begun(state, seed, steps)
     if not state.exists():
         build_features(folder, seed)
     model: torch.nn.Module = Dinov2Model.from_pretrained(folder)

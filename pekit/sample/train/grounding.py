@@ -14,7 +14,7 @@ from transformers import GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
 from pekit.sample.models.grounding import SIDE, build_model, build_processor
-from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.grounding_loss import Targets, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
 from pekit.sample.train.scenes import StoredScene, augment, open_bank
@@ -45,7 +45,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
     state_file = out / "work" / "grounding.pt"
-    check_seed(state_file, seed)
+    check_begun(state_file, seed, steps)
     bank = open_bank(out / "work", seed, workers=workers)
     processor = build_processor()
     model = build_model(seed).train()

@@ -33,7 +33,7 @@ from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
-from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -224,7 +224,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
     torch.set_num_threads(1)
     folder, state_file = out / "lvlm", out / "work" / "lvlm.pt"
-    check_seed(state_file, seed)
+    check_begun(state_file, seed, steps)
     build_lvlm(folder, seed)
     processor = AutoProcessor.from_pretrained(folder)
     torch.manual_seed(seed)

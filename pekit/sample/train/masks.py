@@ -13,7 +13,7 @@ from transformers import SamModel
 
 from pekit.sample.evaluate.masks import evaluate
 from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
-from pekit.sample.train.checkpoints import check_seed, halve, load_state, release, save_state
+from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, augment, open_bank
@@ -145,7 +145,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "masks", out / "work" / "masks.pt"
-    check_seed(state, seed)
+    check_begun(state, seed, steps)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     if not state.exists():
         build_masks(folder, seed)
