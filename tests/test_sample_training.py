@@ -3,6 +3,7 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -144,6 +145,10 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
             module.train(tmp_path, "cpu", 5, seed=4, workers=0)
         with pytest.raises(UserError, match=rf"{name}.*3 steps"):
             module.train(tmp_path, "cpu", 2, seed=3, workers=0)
+        with monkeypatch.context() as stopped:
+            stopped.setattr(module, "save_state", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                module.train(tmp_path, "cpu", 5, seed=3, workers=0)
         assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
         module.train(tmp_path, "cpu", 5, seed=3, workers=0)
     finally:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -225,10 +226,11 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     torch.set_num_threads(1)
     folder, state_file = out / "lvlm", out / "work" / "lvlm.pt"
     check_begun(state_file, seed, steps)
-    build_lvlm(folder, seed)
-    processor = AutoProcessor.from_pretrained(folder)
-    torch.manual_seed(seed)
-    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    with TemporaryDirectory() as start:  # what is in the folder stays until there is better
+        build_lvlm(Path(start), seed)
+        processor = AutoProcessor.from_pretrained(start)
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration.from_pretrained(start)
     nn.Module.to(model, device)
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
@@ -268,6 +270,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             save_state(state_file, parts, seed, step + 1, time.monotonic() - began)
     learner.model.load_state_dict(average.module.state_dict())
+    build_lvlm(folder, seed)  # for all but the weights
     learner.model.save_pretrained(folder)
     halve(folder)
     release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - began)
