@@ -30,6 +30,7 @@ class Query:
         names: their names.
         not_found: concepts asked about without a region.
         gpt_answer: an answer that the file quotes, for the record.
+        photo_digest: of the photo's content.
         photo: where the photo lies; not kept in records.
     """
 
@@ -46,6 +47,7 @@ class Query:
     names: tuple[str, ...] = ()
     not_found: tuple[str, ...] = ()
     gpt_answer: str = ""
+    photo_digest: str = ""
     photo: Path | None = None
 
     @property

@@ -20,6 +20,7 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
+from pekit.files import digest_of
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
@@ -32,11 +33,11 @@ from pekit.vqa_results import ANSWERS
 from pekit.vqa_runs import (
     VqaReport,
     VqaSettings,
+    describe_grading,
     describe_lvlm,
     finish,
     graded,
     kept,
-    note_settings,
     open_run,
     run_config,
     stored_answers,
@@ -81,7 +82,7 @@ def run_vqa(
     Raises:
         UserError: views or models are missing, or the run to go on with is another one.
     """
-    items = questions.items[: settings.limit]
+    replied, items = _still_to_ask(questions, settings)
     gallery = find_gallery(items, concepts, settings)
     if gallery:
         _check_views(settings, models, loading)
@@ -93,11 +94,11 @@ def run_vqa(
                 todo = [item for item in items if item.number in numbers]
                 locate_concepts(todo, gallery, settings, models, loading, shard)
         return None
-    config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv)
+    count = len({*(item.number for item in questions.items), *(answer.query.number for answer in replied)})
+    config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv, count)
     lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
     with kept(folder):
-        replied = [answer for answer in stored_answers(folder) if answer.reply is not None]
         done = {answer.query.identity for answer in replied}
         variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
         todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
@@ -110,12 +111,45 @@ def run_vqa(
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
             asked = ask(queries, lvlm, replied, folder, config, settings, loading)
-        note_settings(folder, config)
         verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
+        describe_grading(folder, settings.grader, judge)
         report = finish(folder, verdicts, questions.left_out)
     if not report.complete:
         tell_kept(folder)
     return report
+
+
+def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[Answer], Sequence[Item]]:
+    """The replies of the run to go on with, but for those about photos that have changed since; the run's questions.
+
+    A question that was answered before its photo vanished counts as one of them.
+    """
+    stored = stored_answers(settings.resume) if settings.resume else []
+    replied = [answer for answer in stored if answer.reply is not None]
+    items = {item.number: item for item in questions.items}
+    changed = []
+    for answer in replied:
+        item = items.get(answer.query.number)
+        if item and answer.query.photo_digest != _digest(item.question.photo):
+            changed.append(answer)
+    if changed:
+        log.warning(
+            "%d replies are about photos that have changed since, such as %s: asking again",
+            len(changed),
+            changed[0].query.photo_name,
+        )
+        replied = [answer for answer in replied if answer not in changed]
+    vanished = {answer.query.number for answer in replied} - items.keys()
+    most = None if settings.limit is None else max(0, settings.limit - len(vanished))
+    return replied, questions.items[:most]
+
+
+def _digest(photo: Path | None) -> str:
+    """Of a photo's content; "" where there is none or it cannot be read."""
+    try:
+        return digest_of(photo) if photo else ""
+    except OSError:
+        return ""
 
 
 # --- where the concepts are ---------------------------------------------------------------------------------------
@@ -224,6 +258,7 @@ def _unaided(item: Item, wording: Wording) -> Query:
         prompt=with_options(text, options),
         gpt_answer=item.gpt_answer,
         photo=question.photo,
+        photo_digest=_digest(question.photo),
     )
 
 
@@ -231,7 +266,8 @@ def _aided(query: Query, item: Item, located: dict[Path, list[Detection]], task:
     """The question as the task asks it: with boxes and names, or with a description."""
     if task.text_only:
         names = [wording.name(key) for key in query.concepts]
-        return replace(query, prompt=text_prompt(query.prompt, names, item.question.context))
+        context = wording.fill(item.question.context, query.concepts)
+        return replace(query, prompt=text_prompt(query.prompt, names, context))
     if not task.personalised or query.photo is None:
         return query
     outlined, not_found = choose_regions(query.concepts, located.get(query.photo, []), task.others)
@@ -316,6 +352,7 @@ def ask(
         with closing(lvlm.answers(requests())) as replies:
             for request, reply in replies:
                 keep(Answer(request.tag, reply.text, reply.error, reply.seconds))
+    describe_lvlm(folder, config, lvlm.describe())  # by now it is known which parameters a server takes
     return answers
 
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+OPENAI_HOST = "api.openai.com"
 LONGEST_WAIT = 60.0
 SHOWN_LETTERS = 200
 
@@ -130,6 +131,12 @@ class Chat:
             self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
         self._stopped = threading.Event()
         self._refused: set[str] = set()  # parameters that this model does not take
+        self._answered = False
+
+    @property
+    def refused(self) -> list[str]:
+        """Parameters that the model has been found not to take, and that were left out."""
+        return sorted(self._refused)
 
     def stop(self) -> None:
         """End the waits of requests in progress: each fails at its next attempt."""
@@ -160,7 +167,10 @@ class Chat:
             asked_wait = 0.0
             try:
                 reply = read_completion(self._completion(messages, parameters))
+                self._answered = True
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                if self._answered and not isinstance(error, openai.AuthenticationError):
+                    raise ChatError(self._shown(error)) from None  # it is this question that is refused
                 # why a key is refused is not shown: servers quote it, masked in ways of their own
                 known = isinstance(error, openai.NotFoundError)
                 why = self._shown(error) if known else f"{type(error).__name__}, status {error.status_code}"
@@ -173,8 +183,8 @@ class Chat:
                 continue
             except CutError:
                 raise ChatError(
-                    "the reply was cut before its first word: allow more tokens (--max_new_tokens; of a judge: "
-                    "MAX_TOKENS)"
+                    "the reply was cut before its first word: it needs more tokens (a new run with a larger "
+                    "--max_new_tokens; of a judge: MAX_TOKENS)"
                 ) from None
             except NoCompletionError:
                 reason = "the reply is no chat completion: check the address (it usually ends in /v1)"
@@ -204,11 +214,12 @@ class Chat:
                 return create(model=self._endpoint.model, messages=messages, **sent).content
             except openai.BadRequestError as error:
                 unsupported = error.code in ("unsupported_parameter", "unsupported_value")
-                if not (unsupported and error.param in sent and error.param in parameters):
+                name: Any = error.param  # whatever the server wrote
+                if not (unsupported and isinstance(name, str) and name in sent and name in parameters):
                     raise
-                if error.param != "max_tokens" and error.param not in self._refused:
-                    log.warning("%s does not take %s: going on without", self._endpoint.option, error.param)
-                self._refused.add(error.param)
+                if name != "max_tokens" and name not in self._refused:
+                    log.warning("%s does not take %s: going on without", self._endpoint.option, name)
+                self._refused.add(name)
 
     def _shown(self, error: Exception) -> str:
         return f"{type(error).__name__}: {self._clean(encodable(str(error)))}"

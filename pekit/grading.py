@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pekit.answers import Answer, Verdict
-from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently
+from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
 from pekit.records import UserError
 from pekit.results import write_json
 
@@ -128,21 +128,25 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     except (configparser.Error, UnicodeDecodeError):
         # the parser's own words quote the line, which may hold the key
         raise UserError(f"{config} is not of the form [openai] NAME = value: mend it") from None
-    section = parser["openai"] if parser.has_section("openai") else {}
+    section = next((parser[name] for name in parser.sections() if name.lower() == "openai"), parser.defaults())
     values = {name.upper(): value.strip().strip("\"'").strip() for name, value in section.items()}
     kind = (values.get("OPENAI_API_TYPE") or "openai").lower()
     if kind not in ("openai", "azure"):
         raise UserError(f"OPENAI_API_TYPE in {config} is neither openai nor azure: mend it")
     variable = "AZURE_OPENAI_API_KEY" if kind == "azure" else "OPENAI_API_KEY"
-    key = environment.get(variable) or values.get("OPENAI_API_KEY", "")
-    if not key:
-        raise UserError(
-            f"open questions need the judge's key: set OPENAI_API_KEY in {config} or {variable} in the environment, or "
-            "choose --grader exact or none"
-        )
-    model = values.get("OPENAI_CHAT_MODEL", "")
     base_url = environment.get("OPENAI_BASE_URL") or values.get("OPENAI_API_BASE", "")
     url_option = "OPENAI_BASE_URL" if environment.get("OPENAI_BASE_URL") else "OPENAI_API_BASE"
+    # OpenAI's key in the environment is not for whoever the file names.
+    foreign = kind == "openai" and url_option == "OPENAI_API_BASE" and base_url and host_of(base_url) != OPENAI_HOST
+    key = (environment.get(variable) if not foreign else "") or values.get("OPENAI_API_KEY", "")
+    if not key:
+        where = f"set OPENAI_API_KEY in {config}" if config.is_file() else f"{config} is not there, name it by --config"
+        raise UserError(
+            f"open questions need the judge's key: {where}"
+            + (", as its server is not OpenAI's" if foreign else f", set {variable} in the environment")
+            + ", or choose --grader exact or none"
+        )
+    model = values.get("OPENAI_CHAT_MODEL", "")
     version = values.get("OPENAI_API_VERSION", "")
     if not model or (kind == "azure" and not (base_url and version)):
         needed = "OPENAI_CHAT_MODEL" if not model else "OPENAI_API_BASE and OPENAI_API_VERSION"
@@ -190,14 +194,29 @@ class Judge:
         """End the waits of requests in progress."""
         self._chat.stop()
 
+    def describe(self) -> dict:
+        """Which it is, for ``config.json``; without its key."""
+        endpoint, refused = self._settings.endpoint, self._chat.refused
+        asked = {"model": endpoint.model, "kind": endpoint.kind, "base_url": endpoint.base_url}
+        return {
+            **asked,
+            **({"api_version": endpoint.api_version} if endpoint.api_version else {}),
+            "parameters": self._settings.parameters,
+            **({"parameters_not_taken": refused} if refused else {}),
+            "instruction_version": JUDGE_VERSION,
+        }
+
     def verdict(self, question: str, key: str, reply: str) -> Verdict:
         """Judge one reply; ungraded where the judge gives neither Yes nor No."""
-        model = self._settings.endpoint.model
-        content = json.dumps([question, key, reply, model, JUDGE_VERSION])
+        endpoint = self._settings.endpoint
+        judge = [endpoint.model, endpoint.kind, endpoint.base_url, self._settings.parameters, JUDGE_VERSION]
+        content = json.dumps([question, key, reply, *judge])
         file = self._cache / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-        if file.is_file():
+        try:
             known = json.loads(file.read_text(encoding="utf-8"))
             return Verdict(known["correct"], "gpt", reason=known["said"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            pass  # not asked yet, or damaged
         text = f"Question: {question}\nCorrect answer: {key}\nPrediction: {reply}"
         messages = [{"role": "system", "content": JUDGE_INSTRUCTION}, {"role": "user", "content": text}]
         try:

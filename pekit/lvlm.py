@@ -16,13 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently, host_of
+from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
 from pekit.records import UserError
 
 log = logging.getLogger(__name__)
 
 SERVED = "openai:"
-OPENAI_HOST = "api.openai.com"
 IMAGE = object()  # the photo's place in a prompt
 
 
@@ -335,7 +334,8 @@ class ServedLvlm(Lvlm):
         self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
 
     def describe(self) -> dict:
-        return {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
+        served = {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
+        return served | ({"parameters_not_taken": refused} if (refused := self._chat.refused) else {})
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
         try:

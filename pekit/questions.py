@@ -6,6 +6,7 @@ answer is a letter where there are options. A text-only file has running numbers
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from pekit.datasets import (
+    IMAGE_SUFFIXES,
     ROOTS,
     check_part,
     concept_folders,
@@ -79,7 +81,7 @@ class QuestionFile:
 
     Attributes:
         path: the file.
-        digest: of its content.
+        digest: of its content, and of the descriptions.
         items: the questions that can be asked, in the order of the file.
         left_out: the others.
     """
@@ -197,6 +199,9 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
         The photo, or None where it is in none of the folders.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    whole = Path(os.path.normpath(name))
+    if whole.is_absolute() and whole.is_file() and any(whole.is_relative_to(folder) for folder in folders):
+        return whole
     own = {root.split("/")[0].lower() for root in ROOTS[dataset]}
     for folder in folders:
         named = own | {folder.name.lower()}
@@ -266,7 +271,11 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         if left_out and left_out[0].reason == UNKNOWN_CONCEPT:
             mend = "run extraction.py first, or check --features_folder"
         raise UserError(f"no question of {file} can be asked ({why}): {mend}")
-    return QuestionFile(file, digest_of(file), tuple(items), tuple(left_out))
+    if text_only and Path(items[0].question.photo_name).suffix.lower() in IMAGE_SUFFIXES:
+        log.warning("%s asks about photos such as %s, which tqa does not show", file, items[0].question.photo_name)
+    contexts = "".join(item.question.context for item in items)
+    digest = hashlib.sha256((digest_of(file) + contexts).encode()).hexdigest()[:16]
+    return QuestionFile(file, digest, tuple(items), tuple(left_out))
 
 
 def read_descriptions(file: Path) -> dict[str, str]:
@@ -346,7 +355,10 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
         options = dict(zip(ascii_uppercase, options, strict=False)) if len(options) <= len(ascii_uppercase) else None
     if not isinstance(options, dict):
         raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
-    options = {str(letter).strip(): str(text) for letter, text in options.items()}
+    options = {str(letter).strip().rstrip(".):"): str(text) for letter, text in options.items()}
+    own = {letter: re.match(rf"\s*{re.escape(letter)}[.):]\s*(?=\S)", text, re.I) for letter, text in options.items()}
+    if all(own.values()):  # "A. red": the letters are put before the options later on
+        options = {letter: options[letter][match.end() :] for letter, match in own.items() if match}
     if isinstance(answer, (dict, list)) or not (options or str(answer).strip()):
         raise UserError(f"{where} has a correct_answer that is no text: mend the file")
     answer = str(answer).strip()

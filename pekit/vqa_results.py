@@ -66,7 +66,7 @@ def tally(answers: Sequence[Answer]) -> dict:
         "strict": {**_accuracy(strict), "differ": sum(_readings_differ(answer) for answer in lettered)},
         "unanswered": sum(answer.reply is None for answer in answers),
         "ungraded": sum(answer.reply is not None and _correct(answer) is None for answer in answers),
-        "regions_not_found": sum(len(answer.query.not_found) for answer in answers),
+        "regions_not_found": sum(len(answer.query.not_found) for answer in answers if answer.reply is not None),
     }
 
 
@@ -140,7 +140,7 @@ def summary_text(summary: dict) -> str:
         lines.append(f"strict reading of letters: {_percent(strict['accuracy'])}; {strict['differ']} read differently")
     lines.append(f"not graded: {summary['ungraded']}; not answered: {summary['unanswered']}")
     if summary["regions_not_found"]:
-        lines.append(f"concepts not outlined, no region exceeded the threshold: {summary['regions_not_found']}")
+        lines.append(f"concepts not outlined, as no region was found or similar enough: {summary['regions_not_found']}")
     missing = summary["missing_photos"]
     lines.append(f"missing photos: {missing['count']}" + "".join(f"\n  {photo}" for photo in missing["photos"]))
     if summary["left_out"]["count"]:

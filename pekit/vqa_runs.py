@@ -62,19 +62,20 @@ class VqaSettings:
 
 
 def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSettings, loading: LoadingSettings,
-               lvlm: LvlmSettings, gallery: Gallery | None, argv: Sequence[str]) -> dict:  # fmt: skip
-    """Everything a run depends on, as ``config.json`` holds it."""
+               lvlm: LvlmSettings, gallery: Gallery | None, argv: Sequence[str], count: int) -> dict:  # fmt: skip
+    """Everything a run depends on, as ``config.json`` holds it; ``count`` is how many questions it has."""
     views = {}
     if gallery:
         views = {"models": identify(models, ground=True, segment=False), **identity(gallery)}
     return results.plain(
         {
             "argv": list(argv),
+            "working_folder": Path.cwd(),
             "settings": asdict(settings),
             "model_settings": asdict(models),
             "loading": asdict(loading),
             "lvlm_settings": asdict(lvlm),
-            "questions": {"file": questions.path, "digest": questions.digest, "count": len(questions.items)},
+            "questions": {"file": questions.path, "digest": questions.digest, "count": count},
             "left_out": [asdict(entry) for entry in questions.left_out],
             "views": views,
             "versions": versions(),
@@ -119,9 +120,12 @@ def _difference(stored: dict, config: dict) -> str:
         for name, value in config[group].items():
             if name not in free and stored[group].get(name) != value:
                 return f"{name} ({stored[group].get(name)}, not {value})"
-    for name in ("questions", "views"):
-        if stored[name].get("digest") != config[name].get("digest"):
-            return f"set of {name}"
+    if stored["questions"]["digest"] != config["questions"]["digest"]:
+        return "set of questions or descriptions"
+    views, others = stored["views"], config["views"]
+    prints = [{role: m["fingerprint"] for role, m in some.get("models", {}).items()} for some in (views, others)]
+    if views.get("views_digest") != others.get("views_digest") or prints[0] != prints[1]:
+        return "set of views"
     return "exif" if stored["loading"]["exif"] != config["loading"]["exif"] else ""
 
 
@@ -137,12 +141,15 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
         raise UserError(
             f"{folder} holds replies of another LVLM ({known['fingerprint']}): name that one or leave --resume out"
         )
-    results.write_json(folder / CONFIG, {**config, "argv": stored["argv"], "lvlm": description})
+    begun = {name: stored[name] for name in ("argv", "working_folder")}
+    results.write_json(folder / CONFIG, {**config, **begun, "lvlm": description})
 
 
-def note_settings(folder: Path, config: dict) -> None:
-    """Put the settings that a run is ended with into its ``config.json``: the grader may be another."""
-    results.write_json(folder / CONFIG, {**read_config(folder), "settings": config["settings"]})
+def describe_grading(folder: Path, grader: str, judge: Judge | None) -> None:
+    """Put into ``config.json`` how a run was graded in the end, which may not be what it began with."""
+    config = read_config(folder)
+    config["settings"]["grader"] = grader
+    results.write_json(folder / CONFIG, {**config, "judge": judge.describe() if judge else None})
 
 
 def stored_answers(folder: Path) -> list[Answer]:
@@ -220,10 +227,11 @@ def regrade(run: Path, grader: str, judge: Judge | None, concurrency: int) -> Vq
     questions, settings = config["questions"]["count"], config["settings"]
     asked = Counter(number for number, _ in {answer.query.identity for answer in answers})
     whole = sum(times == 1 + settings["with_baseline"] for times in asked.values())
-    missing = min(questions, settings["limit"] or questions) - whole
+    missing = max(0, min(questions, settings["limit"] or questions) - whole)
     verdicts = graded(answers, grader, judge, concurrency)
     folder = results.new_run_folder(run.parent, "-regraded")
-    results.write_json(folder / CONFIG, {**config, "regraded_from": run.name, "regraded_by": grader})
+    results.write_json(folder / CONFIG, {**config, "regraded_from": run.name})
+    describe_grading(folder, grader, judge)
     report = finish(folder, verdicts, [LeftOut(**entry) for entry in config["left_out"]])
     if missing:
         log.warning("%d of %d questions were not asked: --resume %s first", missing, missing + whole, run)

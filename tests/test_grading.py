@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -294,6 +295,29 @@ def test_cache_asks_once_for_the_same_content(tmp_path: Path) -> None:
         assert SECRET not in file.read_text()
 
 
+def test_cache_tells_judges_apart_and_outlives_damage(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes") as one, ChatServer(lambda body, n: "No") as other:
+        assert judge_at(one, tmp_path).verdict("Q?", "blue", "navy").correct is True
+        assert judge_at(other, tmp_path).verdict("Q?", "blue", "navy").correct is False
+        for file in (tmp_path / "cache").iterdir():
+            file.write_text("")
+        assert judge_at(one, tmp_path).verdict("Q?", "blue", "navy").correct is True
+        assert (len(one.bodies), len(other.bodies)) == (2, 1)
+        warmer = write_config(
+            tmp_path, OPENAI_API_BASE=one.url, OPENAI_API_KEY=SECRET, OPENAI_CHAT_MODEL="judge-1", TEMP="1"
+        )
+        judge = Judge(read_judge_settings(warmer, {}), QUICK, tmp_path / "cache")
+        judge.verdict("Q?", "blue", "navy")
+        assert len(one.bodies) == 3
+    described = judge.describe()
+    assert (described["model"], described["base_url"], described["parameters"]) == (
+        "judge-1",
+        one.url,
+        {"temperature": 1},
+    )
+    assert SECRET not in json.dumps(described)
+
+
 def test_grading_runs_at_the_concurrency_asked_for(tmp_path: Path) -> None:
     def judged(body: dict, n: int) -> str:
         return "Yes" if prompt_of(body).endswith("reply 3") else "No"
@@ -369,13 +393,37 @@ def test_environment_stands_above_the_file(tmp_path: Path) -> None:
     assert (endpoint.key, endpoint.base_url) == ("env", "https://env")
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
         read_judge_settings(config, {"OPENAI_API_KEY": "env\n", "OPENAI_BASE_URL": "env:80"})
-    assert read_judge_settings(config, {"OPENAI_API_KEY": "env\n"}).endpoint.key == "env"
     azure = write_config(
         tmp_path, OPENAI_API_TYPE="azure", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://f", OPENAI_API_VERSION="1"
     )
     assert (
         read_judge_settings(azure, {"AZURE_OPENAI_API_KEY": "azure", "OPENAI_API_KEY": "env"}).endpoint.key == "azure"
     )
+
+
+def test_openais_key_is_not_sent_to_the_server_that_the_file_names(tmp_path: Path) -> None:
+    environment = {"OPENAI_API_KEY": "env\n"}
+    other = write_config(tmp_path, OPENAI_API_KEY="file", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://other/v1")
+    assert read_judge_settings(other, environment).endpoint.key == "file"
+    for address in ("", "https://api.openai.com/v1"):
+        own = write_config(tmp_path, OPENAI_API_KEY="file", OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE=address)
+        assert read_judge_settings(own, environment).endpoint.key == "env"
+    keyless = write_config(tmp_path, OPENAI_CHAT_MODEL="gpt", OPENAI_API_BASE="https://other/v1")
+    with pytest.raises(UserError, match=r"set OPENAI_API_KEY in .*config\.ini, as its server is not OpenAI's"):
+        read_judge_settings(keyless, environment)
+    both = environment | {"OPENAI_BASE_URL": "https://other/v1"}
+    assert read_judge_settings(keyless, both).endpoint.key == "env"
+
+
+@pytest.mark.parametrize("section", ["openai", "OpenAI", "DEFAULT"])
+def test_the_section_in_any_case(tmp_path: Path, section: str) -> None:
+    (tmp_path / "config.ini").write_text(f"[{section}]\nOPENAI_API_KEY = k\nOPENAI_CHAT_MODEL = gpt\n")
+    assert read_judge_settings(tmp_path / "config.ini", {}).endpoint.key == "k"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nosuch\.ini is not there, name it by --config"):
+        read_judge_settings(tmp_path / "nosuch.ini", {})
 
 
 def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:

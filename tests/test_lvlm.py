@@ -414,13 +414,33 @@ def test_parameters_that_a_model_does_not_take_are_left_out(
 
     with ChatServer(answer) as server:
         requests = [Request(n, None, prompt) for n, prompt in enumerate(["?", "?", "bad"])]
-        found = [reply for _, reply in served(server, concurrency=1, patience=Patience(1, 0, 5)).answers(requests)]
+        lvlm = served(server, concurrency=1, patience=Patience(1, 0, 5))
+        found = [reply for _, reply in lvlm.answers(requests)]
         assert [reply.text for reply in found] == ["A", "A", None]
         assert "bad photo" in found[2].error
         asked = [{name for name in body if name not in ("model", "messages")} for body in server.bodies]
     renamed = {"max_completion_tokens"}
     assert asked == [{"max_tokens", "temperature"}, renamed | {"temperature"}, renamed, renamed, renamed]
+    assert lvlm.describe()["parameters_not_taken"] == ["max_tokens", "temperature"]
     assert caplog.text.count("does not take temperature") == 1
+
+
+def test_a_question_refused_after_others_were_answered_is_one_failure(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: (403, "flagged") if prompt_of(body) == "bad" else "A") as server:
+        requests = [Request(n, None, prompt) for n, prompt in enumerate(["?", "bad", "?"])]
+        found = [reply for _, reply in served(server, concurrency=1).answers(requests)]
+        assert [reply.text for reply in found] == ["A", None, "A"] and "flagged" in found[1].error
+        assert len(server.bodies) == 3
+        with pytest.raises(UserError, match="refuses every request"):
+            list(served(server).answers(requests[1:2]))
+
+
+@pytest.mark.parametrize("param", [["max_tokens"], {"name": "max_tokens"}, None, 3])
+def test_a_parameter_named_oddly_is_a_failure_like_others(no_key: pytest.MonkeyPatch, param: Any) -> None:
+    refused = (400, "no", {"code": "unsupported_parameter", "param": param})
+    with ChatServer(lambda body, n: refused) as server:
+        [(_, reply)] = served(server, patience=Patience(2, 0, 5)).answers([Request(0, None, "?")])
+    assert reply.text is None and "BadRequestError" in reply.error
 
 
 def test_what_is_no_chat_completion_is_no_reply(no_key: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,7 @@ def test_photos_may_not_leave_their_folders(tmp_path: Path, name: str) -> None:
     inside = touch(folder / "a/0.png")
     assert find_photo(name.format(tmp=tmp_path), [folder], "yollava") is None
     assert find_photo("a\\..\\a\\0.png", [folder], "yollava") == inside
+    assert find_photo(str(inside), [folder], "yollava") == inside
 
 
 def test_photos_relative_to_the_split(tmp_path: Path) -> None:
@@ -197,11 +198,43 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"options": {str(n): f"dog {n}" for n in range(1, 13)}, "answer": "12. dog 12"}, "12. dog 12"),
         ({"options": [f"dog {n}" for n in range(1, 13)], "answer": "dog 12"}, "L"),
         ({"answer": 3}, "3"),
+        ({"options": {"A)": "dog", "B.": "cat"}, "answer": "B."}, "B."),
+        ({"options": ["A. dog", "B) cat"], "answer": "cat"}, "B"),
     ],
 )
 def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:
     file = write_json(tmp_path / "q.json", {"bo": {"0": {"question": "?", **entry}}})
     assert read_questions(file, YOLLAVA, (), "yollava", True).items[0].question.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["A. dog", "B) the cat"], {"A": "dog", "B": "the cat"}),
+        ({"a": "A: dog", "b": "b. cat"}, {"a": "dog", "b": "cat"}),
+        (["A. dog", "cat"], {"A": "A. dog", "B": "cat"}),
+        (["A.", "B."], {"A": "A.", "B": "B."}),
+        (["Ada", "Bo"], {"A": "Ada", "B": "Bo"}),
+    ],
+)
+def test_letters_written_before_options_are_not_doubled(tmp_path: Path, options: object, expected: dict) -> None:
+    file = write_json(tmp_path / "q.json", {"bo": {"0": {"question": "?", "options": options, "answer": "A"}}})
+    assert read_questions(file, YOLLAVA, (), "yollava", True).items[0].question.options == expected
+
+
+def test_the_digest_is_of_the_descriptions_too(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "q.json", {"bo": {"0": {"question": "?", "answer": "A"}}})
+    one, same, other, none = (
+        read_questions(file, YOLLAVA, (), "yollava", True, descriptions=texts).digest
+        for texts in ({"bo": "Brown."}, {"bo": "Brown.", "lamp": "Tall."}, {"bo": "Black."}, None)
+    )
+    assert one == same and len({one, other, none}) == 3
+
+
+def test_text_only_questions_that_name_photos_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_json(tmp_path / "q.json", {"bo": {"test/bo/0.PNG": {"question": "?", "answer": "A"}}})
+    read_questions(file, YOLLAVA, (), "yollava", True)
+    assert "test/bo/0.PNG, which tqa does not show" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -613,7 +613,7 @@ def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
 
     monkeypatch.setattr("pekit.questions.read_questions", stop)
     monkeypatch.setattr("pekit.vqa_runs.regrade", stop)
-    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"]}')
+    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"], "working_folder": "."}')
     for options in (("--dataset", "yollava"), ("--regrade", tmp_path)):
         result = ask(*options)
         assert_ran(result, 130)
@@ -690,8 +690,90 @@ def test_a_run_ended_with_another_grader_says_so(ask: Call, nowhere: dict, tmp_p
     assert json.loads((run / "config.json").read_text())["settings"]["grader"] == "exact"
 
 
+def test_a_limited_run_whose_photo_vanished_asks_no_more_and_is_regraded(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
+    with ChatServer(lambda body, n: "A" if n < 1 else (503, "busy")) as server:
+        assert_ran(ask(*run, "--limit", 2, *served(server), "--concurrency", 1), 1)
+    folder = only_run(tmp_path / "results")
+    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").unlink()
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--resume", folder, *run, *served(server)))
+        assert [prompt_of(body) for body in server.bodies] == ["Where is pig-cup? A.left or B.right"]
+    assert summary(folder)["overall"]["total"] == 2
+    result = ask("--regrade", folder)
+    assert_ran(result)
+    assert "were not asked" not in result.stderr
+
+
+def test_replies_about_a_photo_that_has_changed_are_asked_for_again(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--with_baseline")
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask(*run, *served(server)))
+    folder = only_run(tmp_path / "results")
+    write_photos(tmp_path / "data/YoLLaVA/test/pig-cup", ["0.png"], seed=77)
+    with ChatServer(lambda body, n: "B") as server:
+        result = ask("--resume", folder, *run, *served(server))
+        assert_ran(result)
+        assert [prompt_of(body) for body in server.bodies] == ["What colour is pig-cup? A.red or B.blue"] * 2
+    assert (
+        "2 replies are about photos that have changed since, such as ./yollava-data/test/pig-cup/0.png" in result.stderr
+    )
+    assert [record["reply"] for record in records(folder)] == ["B", "B", "A", "A", "A", "A"]
+
+
+def test_resume_refuses_other_views_and_descriptions(ask: Call, nowhere: dict, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "features", tmp_path / "features")
+    run = ("--dataset", "yollava", "--features_folder", tmp_path / "features")
+    texts = write_json(tmp_path / "texts.json", {"pig-cup": "A red cup."})
+    told = ("--dataset", "yollava", "--task", "tqa", "--descriptions", texts)
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask(*run, *served(server)))
+        assert_ran(ask(*told, *served(server)))
+        asked = len(server.bodies)
+        shown, read = (only_run(tmp_path / "results" / task) for task in ("vqa", "tqa"))
+        lamp, cup = (tmp_path / f"features/yollava/extracted_features/{key}/0_0.pt" for key in ("lamp", "pig-cup"))
+        shutil.copy(lamp, cup)
+        write_json(texts, {"pig-cup": "A blue cup."})
+        assert_refused(ask("--resume", shown, *run), "another set of views")
+        assert_refused(ask("--resume", read), "another set of questions or descriptions")
+        assert len(server.bodies) == asked
+
+
+def test_the_judge_is_in_the_results_and_its_key_is_not(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    run = ("--dataset", "this-is-my", "--multi_concept")
+    with ChatServer(lambda body, n: "Yes") as server:
+        asked = ask(*run, *served(server), "--config", config_with_key(tmp_path, server))
+        assert_ran(asked)
+        folder = only_run(tmp_path / "results")
+        judge = json.loads((folder / "config.json").read_text())["judge"]
+        assert judge["base_url"] == server.url and judge["model"] and judge["instruction_version"]
+        assert_ran(ask("--regrade", folder, "--grader", "exact"))
+    (again,) = folder.parent.glob("*-regraded")
+    config = json.loads((again / "config.json").read_text())
+    assert (config["judge"], config["settings"]["grader"]) == (None, "exact")
+    assert_no_key(tmp_path / "results", asked)
+
+
+def test_a_run_started_elsewhere_says_where(
+    ask: Call, nowhere: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        result = ask("--resume", only_run(tmp_path / "results"), *served(server))
+    assert_ran(result)
+    assert f"the run was started in {tmp_path}: " in result.stderr
+
+
 def test_regrade_refuses_a_dry_run_and_thresholds_are_similarities(ask: Call, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"]}')
+    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"], "working_folder": "."}')
     assert_refused(ask("--regrade", tmp_path, "--dry_run"), "--dry_run", "--regrade")
     for value in ("75", "nan", "0.5,0.6"):
         assert_refused(ask("--detect_thresh", value), "--detect_thresh", value)

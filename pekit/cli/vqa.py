@@ -100,7 +100,11 @@ def _lvlm_options(group: argparse._ArgumentGroup) -> None:
         help="Seconds before the first of them; then doubled (1).",
     )
     group.add_argument(
-        "--timeout", type=cli.some_seconds, default=120.0, metavar="S", help="Seconds one request may take (120)."
+        "--timeout",
+        type=cli.some_seconds,
+        default=120.0,
+        metavar="S",
+        help="Seconds without a byte from the server, after which a request has failed (120).",
     )
 
 
@@ -148,9 +152,12 @@ def _with_stored_options(argv: list[str]) -> list[str]:
     import json
 
     try:
-        stored = json.loads((run / "config.json").read_text(encoding="utf-8"))["argv"]
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        stored, folder = config["argv"], config["working_folder"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{run} is no folder of a run of vqa.py: name one that holds its config.json") from None
+    if folder != Path.cwd().as_posix():
+        print(f"the run was started in {folder}: relative paths of its options are read from here", file=sys.stderr)
     return [*stored, *argv]
 
 
