@@ -23,7 +23,7 @@ from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
-from pekit.parallel import Shard, first_then_others, gather
+from pekit.parallel import Shard, first, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.records import Concept, Detection, Gallery, Photo, UserError
 from pekit.retrieval import detect
@@ -61,10 +61,10 @@ def run_detection(
     if settings.limit:
         concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
-    gallery = first_then_others(lambda: load_gallery(*where), shard)
+    gallery = first(lambda: load_gallery(*where), shard)
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
-    check_views(settings.views_folder, sources, models, loading)
+    check_views(settings.views_folder, sources, models, loading, settings.split)
     photos = _tested(photos, gallery, settings)
     config = _config(settings, models, loading, sources, gallery, photos)
     lock = None
@@ -101,8 +101,10 @@ def run_detection(
     return DetectionReport(folder, tables, len(photos), failed)
 
 
-def check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, loading: LoadingSettings) -> None:
-    """Views and query photos must go through the same DINOv2 at the same size."""
+def check_views(
+    folder: Path, sources: dict[str, dict], models: ModelSettings, loading: LoadingSettings, split: str = ""
+) -> None:
+    """Views and query photos must go through the same DINOv2 at the same size; those of one split are told."""
     manifest = read_manifest(folder)
     if manifest is None:
         log.warning("%s has no manifest: taking its views to be of %s", folder, models.features)
@@ -124,6 +126,8 @@ def check_views(folder: Path, sources: dict[str, dict], models: ModelSettings, l
             and manifest.models[role]["fingerprint"] != sources[role]["fingerprint"]
         ):
             log.warning("the views were made with the %s %s", name, manifest.models[role]["source"])
+    if split and manifest.split == split:
+        log.warning("the views are of --split %s, too: photos are compared with themselves", split)
     if manifest.exif != loading.exif:
         log.warning("the views were made with --exif %s", manifest.exif)
 
@@ -149,6 +153,14 @@ def _tested(photos: Sequence[Photo], gallery: Gallery, settings: DetectionSettin
     if settings.dataset == "myvlm":
         stems = photo_stems(gallery)
         kept = [photo for photo in photos if photo.path.stem not in stems.get(photo.concepts[0], ())]
+        there = {(photo.concepts[0], photo.path.stem) for photo in photos}
+        if gone := [(key, stem) for key, own in stems.items() for stem in own if (key, stem) not in there]:
+            log.warning(
+                "%d views in use are of photos that are not there, such as %s of %s: if they were renamed, they are "
+                "compared with themselves; run extraction.py again",
+                len(gone),
+                *reversed(gone[0]),
+            )
         if not kept:
             raise UserError(
                 f"all {len(photos)} photos are reference photos: give a smaller --n_training_views, or add photos"

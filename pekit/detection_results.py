@@ -28,6 +28,7 @@ class DetectionSettings:
 
     dataset: str
     multi_concept: bool
+    split: str
     test_split: str | None
     variation: str
     n_training_views: int

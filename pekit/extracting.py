@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ from pekit.cli import LoadingSettings, ModelSettings
 from pekit.files import digest_of
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
-from pekit.parallel import Shard, gather
+from pekit.parallel import Shard, first, gather
 from pekit.pictures import Task
 from pekit.pipeline import Recognizer, extract_views
 from pekit.records import Concept, Photo, UserError
-from pekit.views import Manifest, load_view, read_manifest, view_file
+from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, view_file
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,13 @@ def run_extraction(
 
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
-    outdated: set[Path] = set()
+    stored = Stored()
     if shard.rank == 0:
-        outdated = _outdated(manifest, photos, settings, place)
-        missing = [i for i, task in enumerate(tasks) if place(task) in outdated or not place(task).is_file()]
+        stored = first(lambda: _look_through(manifest, photos, settings), shard)
+        anew = stored.removed | stored.outdated | (set(map(place, tasks)) if settings.overwrite else set())
+        missing = [i for i, task in enumerate(tasks) if place(task) in anew or not place(task).is_file()]
+    else:
+        first(Stored, shard)
     # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
     left = [tasks[i] for i in gather(missing, shard)[0]]
     mine = set(shard.share(list(dict.fromkeys(task.photo for task in left))))
@@ -90,7 +93,7 @@ def run_extraction(
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
     failed: dict[str, str] = {}
     recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
-    for path in outdated:  # only now, when what could be wrong with models and options has been found
+    for path in stored.removed:  # only now, when what could be wrong with models and options has been found
         path.unlink(missing_ok=True)
     gather(None, shard)
     if recognizer:
@@ -112,6 +115,7 @@ def run_extraction(
     for count, reasons in gather((len(todo) - lost, failed), shard):
         made += count
         everything |= reasons
+    _remove_leftovers(stored.leftovers, everything)
     return ExtractionReport(made, len(tasks) - len(left), everything)
 
 
@@ -132,10 +136,23 @@ def _manifest(
     )
 
 
-def _outdated(
-    manifest: Manifest, photos: Sequence[Photo], settings: ExtractionSettings, place: Callable[[Task], Path]
-) -> set[Path]:
-    """The stored views that must make room: of photos that have changed, or all where views are to be overwritten.
+@dataclass(frozen=True)
+class Stored:
+    """The stored views that must make room.
+
+    Attributes:
+        removed: all, where they were made differently or their photos are gone; they go before others are made.
+        outdated: of photos that have changed; each stays until its successor is there.
+        leftovers: of these the ones without a successor, with the name of the photo.
+    """
+
+    removed: set[Path] = field(default_factory=set)
+    outdated: set[Path] = field(default_factory=set)
+    leftovers: dict[Path, str] = field(default_factory=dict)
+
+
+def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: ExtractionSettings) -> Stored:
+    """Find the stored views that must make room.
 
     Raises:
         UserError: what is stored was made differently and is not to be overwritten.
@@ -147,62 +164,81 @@ def _outdated(
                 f"{folder} holds views of {difference}: give another --features_folder, or --overwrite to replace them"
             )
         log.info("removing the views of %s from %s", difference, folder)
-        return set(folder.glob("*/*.pt"))
+        return Stored(removed=set(folder.glob("*/*.pt")))
     sources = {photo.concepts[0]: photo.path.parent for photo in photos}
-    stored = {concept: stored_views(folder, concept) for concept in sources}
+    views = {concept: stored_views(folder, concept) for concept in sources}
     there = {concept: {file.stem for file in source.iterdir()} for concept, source in sources.items()}
-    gone = [(concept, *view) for concept, own in stored.items() for view in own if view[0] not in there[concept]]
-    if settings.overwrite:
-        anew = {(photo.concepts[0], photo.path.stem) for photo in photos}
-    else:
-        if gone:
-            log.warning(
-                "%d views are of photos that are no longer there, and stay in use, such as %s: remove them, or give "
-                "--overwrite",
-                len(gone),
-                view_file(folder, *gone[0]),
-            )
-            gone = []
-        with ThreadPoolExecutor() as readers:
-            flags = readers.map(lambda photo: _has_changed(photo, settings.n_augment, place), photos)
-            changed = [photo for photo, flag in zip(photos, flags, strict=True) if flag]
-        if changed:
-            log.warning(
-                "%d photos have changed since their views were made, such as %s: making their views anew",
-                len(changed),
-                changed[0].name,
-            )
-        anew = {(photo.concepts[0], photo.path.stem) for photo in changed}
-    again = [(concept, *view) for concept, own in stored.items() for view in own if (concept, view[0]) in anew]
-    return {view_file(folder, *view) for view in gone + again}
+    gone = [(concept, *view) for concept, own in views.items() for view in own if view[0] not in there[concept]]
+    if gone:
+        log.warning(
+            "%d views are of photos that are no longer there, such as %s: %s",
+            len(gone),
+            view_file(folder, *gone[0]),
+            "removing them" if settings.overwrite else "they stay in use; remove them, or give --overwrite",
+        )
+    by_stem = {(photo.concepts[0], photo.path.stem): photo for photo in photos}
+    present = [(by_stem[key, view[0]], view) for key, own in views.items() for view in own if (key, view[0]) in by_stem]
+    with ThreadPoolExecutor() as readers:
+        digests = dict(zip(by_stem.values(), readers.map(_digest, by_stem.values()), strict=True))
+        files = [view_file(folder, photo.concepts[0], *view) for photo, view in present]
+        flags = readers.map(lambda file, digest: _is_outdated(file, digest), files, (digests[p] for p, _ in present))
+        outdated = {
+            file: (photo, view[1]) for file, (photo, view), flag in zip(files, present, flags, strict=True) if flag
+        }
+    if outdated:
+        changed = list(dict.fromkeys(photo.name for photo, _ in outdated.values()))
+        log.warning(
+            "%d photos have changed since their views were made, such as %s: making their views anew",
+            len(changed),
+            changed[0],
+        )
+    leftovers = {file: photo.name for file, (photo, number) in outdated.items() if number > settings.n_augment}
+    removed = {view_file(folder, *view) for view in gone} if settings.overwrite else set()
+    return Stored(removed, set(outdated), leftovers)
 
 
 def _difference(manifest: Manifest, folder: Path) -> str | None:
     """What keeps the views of a folder from being mixed with others; None where nothing does, or there are none."""
-    if not any(folder.glob("*/*.pt")):
+    numbers = {split_name(path)[1] for path in folder.glob("*/*.pt") if not path.name.startswith(".")}
+    if not numbers:
         return None
-    stored = read_manifest(folder)
-    return stored.difference(manifest) if stored else "models and settings that no manifest.json tells"
-
-
-def _has_changed(photo: Photo, n_augment: int, place: Callable[[Task], Path]) -> bool:
-    """Whether a photo is not the one that its stored view was made from, or that view cannot be read."""
-    places = (place(Task(photo, number)) for number in range(n_augment + 1))
-    view = next((path for path in places if path.is_file()), None)
-    if view is None:
-        return False
     try:
-        return load_view(view).photo_digest != digest_of(photo.path)
+        stored = read_manifest(folder)
+    except UserError:
+        stored = None
+    if stored is None:
+        return f"models and settings that no {MANIFEST} of this version tells"
+    return replace(stored, n_augment=min(stored.n_augment, max(numbers))).difference(manifest)
+
+
+def _digest(photo: Photo) -> str | None:
+    """Of a photo's content; None where it cannot be read."""
+    try:
+        return digest_of(photo.path)
+    except OSError:
+        return None
+
+
+def _is_outdated(view: Path, digest: str | None) -> bool:
+    """Whether a view was not made from the photo of this digest, or cannot be read."""
+    try:
+        return digest is not None and load_view(view).photo_digest != digest
     except UserError:
         return True
-    except OSError:
-        return False  # the photo cannot be read, so no other view can be made
+
+
+def _remove_leftovers(leftovers: dict[Path, str], failed: dict[str, str]) -> None:
+    """Remove augmented views of what photos were before, now that there are new views of them."""
+    if replaced := [view for view, photo in leftovers.items() if photo not in failed]:
+        log.info("removing %d augmented views of the photos that have changed: --variation augment makes them again",
+                 len(replaced))  # fmt: skip
+    for view in replaced:
+        view.unlink(missing_ok=True)
 
 
 def _save_manifest(manifest: Manifest, folder: Path) -> None:
     """Write it; where augmented views are there already, their seed and number stay the folder's."""
-    stored = read_manifest(folder)
-    if stored and stored.n_augment > manifest.n_augment and not stored.difference(manifest):
+    if any(folder.glob("*/*.pt")) and (stored := read_manifest(folder)) and stored.n_augment > manifest.n_augment:
         manifest = replace(manifest, n_augment=stored.n_augment, seed=stored.seed)
     manifest.save(folder)
 

@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from pekit.records import UserError
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)
+
+
+class PeerLostError(Exception):
+    """Another process of the run has ended early; it, or whoever started it, says why."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +80,40 @@ def joined(shard: Shard) -> Iterator[None]:
 
 
 def gather(value: T, shard: Shard) -> list[T]:
-    """Every process's value, in the order of the ranks, on every process; also a barrier."""
+    """Every process's value, in the order of the ranks, on every process; also a barrier.
+
+    Raises:
+        PeerLostError: another process has ended.
+    """
     if shard.world == 1:
         return [value]
     from torch import distributed
 
     values: list[Any] = [None] * shard.world
-    distributed.all_gather_object(values, value)
+    try:
+        distributed.all_gather_object(values, value)
+    except RuntimeError as error:  # the connection to another process is closed
+        raise PeerLostError("another process of this run has ended early") from error
     return values
 
 
-def first_then_others(work: Callable[[], T], shard: Shard) -> T:
-    """``work()`` on every process, on the others once the first is done: what it has written, they find."""
+def first(work: Callable[[], T], shard: Shard) -> T:
+    """``work()`` on every process, on the others once the first is done: what it has written, they find.
+
+    Raises:
+        UserError: on the first process, that of its work.
+        PeerLostError: on the others, where the first's work raised one.
+    """
     if shard.rank:
-        gather(None, shard)
+        if not gather(True, shard)[0]:
+            raise PeerLostError("the first process has ended early")
         return work()
-    result = work()
-    gather(None, shard)
+    try:
+        result = work()
+    except UserError:
+        gather(False, shard)
+        raise
+    gather(True, shard)
     return result
 
 

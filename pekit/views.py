@@ -154,5 +154,5 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         return Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): delete the folder and run extraction.py again") from error
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged or of another version: run extraction.py --overwrite") from None

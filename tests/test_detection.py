@@ -384,6 +384,19 @@ class TestViewsInUse:
         assert_refused(call(main, *common(tmp_path, models), "--save_folder", tmp_path / "r"), "'teddy-plush'")
         assert_refused(call(main, *run, "--features_folder", tmp_path / "nowhere"), "'pig-cup'", "extraction.py")
 
+    def test_photos_of_the_views_own_split_are_told(
+        self, small: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        run = (*common(small, models), "--save_folder", tmp_path / "r", "--limit", 1)
+        for split, told in (("train", True), ("test", False)):
+            result = call(main, *run, "--split", split)
+            assert_ran(result)
+            assert ("the views are of --split train, too" in result.stderr) is told
+
+    @pytest.mark.parametrize("value", ["nan", "-1", "101", "all"])
+    def test_a_share_that_is_none(self, small: Path, models: Path, call: Callable, value: str) -> None:
+        assert_refused(call(main, *common(small, models), "--box_overlap_thresh", value), value, "0 to 100")
+
     def test_a_trial_leaves_the_arrays_of_a_whole_run_alone(
         self, small: Path, models: Path, tmp_path: Path, call: Callable
     ) -> None:

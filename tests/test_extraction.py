@@ -173,12 +173,12 @@ class TestManifest:
         assert_ran(call(main, *options(tmp_path, models), "--n_training_views", 1))
         assert json.loads((folder / "manifest.json").read_text())["size"] == 224
 
-    def test_overwrite_that_is_stopped_leaves_no_old_view(
+    def test_overwriting_other_views_that_is_stopped_leaves_none_of_them(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(box_run / "features", tmp_path / "features")
         (tmp_path / "data").symlink_to(box_run / "data")
-        run = (*options(tmp_path, models), "--dino_img_size", 518, "--n_training_views", 1)
+        run = (*options(tmp_path, models), "--n_training_views", 1)  # at another size
 
         def stop(*args: object) -> None:
             raise KeyboardInterrupt
@@ -289,6 +289,48 @@ class TestReferencePhotosThatChange:
         again = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
         assert "changed" not in again.stderr and "2 views made, 4 kept" in again.stdout
 
+    def test_one_that_cannot_be_read_keeps_its_views(self, folder: Path, models: Path, call: Callable) -> None:
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        photo.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 5\n")
+        before = files_of(folder / "features")
+        for option in ((), ("--overwrite",)):
+            result = call(main, *options(folder, models), *option)
+            assert_ran(result, 1)
+            assert "git lfs pull" in result.stdout
+            assert files_of(folder / "features") == before
+        assert_refused(call(main, *options(folder, models), "--strict"), "git lfs pull")
+        assert files_of(folder / "features") == before
+
+    def test_each_view_is_looked_at(self, folder: Path, models: Path, call: Callable) -> None:
+        run = (*options(folder, models), "--variation", "augment", "--n_augment", 2)
+        views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"
+        old = {number: (views / f"1_{number}.pt").read_bytes() for number in range(3)}
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        write_photos(photo.parent, [photo.name], seed=901)
+        assert "3 views made, 3 kept" in call(main, *run).stdout
+        new = {number: (views / f"1_{number}.pt").read_bytes() for number in range(3)}
+        (views / "1_2.pt").write_bytes(old[2])  # a run that was stopped before the last
+        assert "1 views made, 5 kept" in call(main, *run).stdout
+        assert {number: (views / f"1_{number}.pt").read_bytes() for number in range(3)} == new
+
+    def test_augmented_views_outlive_an_overwritten_normal_run(
+        self, folder: Path, models: Path, call: Callable
+    ) -> None:
+        assert "2 views made" in call(main, *options(folder, models), "--overwrite").stdout
+        again = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
+        assert "0 views made, 6 kept" in again.stdout
+        for view in (folder / f"features/yollava/extracted_features/{CONCEPTS[0]}").glob("*_[12].pt"):
+            view.unlink()  # what is not there keeps nothing out
+        run = (*options(folder, models), "--variation", "augment", "--n_augment", 1, "--seed", 7)
+        assert "2 views made, 2 kept" in call(main, *run).stdout
+
+    def test_a_damaged_manifest(self, folder: Path, models: Path, call: Callable) -> None:
+        manifest = folder / "features/yollava/extracted_features/manifest.json"
+        manifest.write_text('{"models": {}, "augmented": true}')
+        assert_refused(call(main, *options(folder, models)), "manifest.json", "--overwrite")
+        assert_ran(call(main, *options(folder, models), "--overwrite"))
+        assert json.loads(manifest.read_text())["n_augment"] == 0
+
     def test_nothing_is_lost_to_a_wrong_option(self, folder: Path, models: Path, call: Callable) -> None:
         photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
         write_photos(photo.parent, [photo.name], seed=901)
@@ -311,7 +353,7 @@ class TestReferencePhotosThatChange:
         assert "3 views are of photos that are no longer there" in result.stderr and "1_0.pt" in result.stderr
         assert len(list(views.iterdir())) == 6
         assert_ran(call(main, *options(folder, models), "--overwrite"))
-        assert [path.name for path in views.iterdir()] == ["0_0.pt"]
+        assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "0_2.pt"]
 
     def test_fewer_augmentations(self, folder: Path, models: Path, call: Callable) -> None:
         run = (*options(folder, models), "--variation", "augment", "--n_augment", 1)

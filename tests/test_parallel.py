@@ -141,6 +141,28 @@ def test_results_are_whole_where_a_photo_is_unreadable(data: Path, models: Path,
     assert (run_folder(data / "results") / "summary.json").is_file()
 
 
+@pytest.mark.parametrize("start", ["launch", "torchrun"])
+def test_a_mistake_that_the_first_finds_is_one_sentence(
+    data: Path, models: Path, tmp_path: Path, call: Callable, start: str
+) -> None:
+    run = options(data, models)
+    detect = (*run, "--features_folder", tmp_path / "none", "--save_folder", tmp_path / "r")
+    assert_ran(call(extraction.main, *run, "--features_folder", tmp_path / "views"))
+    extract = (*run, "--features_folder", tmp_path / "views", "--dino_img_size", 280)
+    for script, command in (("detection.py", detect), ("extraction.py", extract)):
+        if start == "launch":
+            result = run_script(script, *command, "--device_ids", "0,1")
+            assert result.returncode == 2
+        else:
+            result = torchrun(script, *command)
+            assert result.returncode != 0
+        own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert (len(own) == 1 and "extraction.py" in own[0]) or "--overwrite" in own[0]
+        if start == "launch":  # torchrun shows one of its own
+            assert "Traceback" not in result.stderr
+        assert "gloo" not in result.stderr
+
+
 def test_the_others_find_what_the_first_has_written(tmp_path: Path) -> None:
     script = tmp_path / "writes.py"
     script.write_text(
@@ -155,7 +177,7 @@ def test_the_others_find_what_the_first_has_written(tmp_path: Path) -> None:
         "def work(argv):\n"
         "    shard, file = parallel.current_shard(), Path(argv[0])\n"
         "    with parallel.joined(shard):\n"
-        "        found = parallel.first_then_others(lambda: first(shard, file), shard)\n"
+        "        found = parallel.first(lambda: first(shard, file), shard)\n"
         "    return 0 if found == 'whole' else 3\n"
         "if __name__ == '__main__':\n"
         "    raise SystemExit(parallel.launch(work, sys.argv[1:], 3))\n"

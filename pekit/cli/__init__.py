@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
+from pekit.parallel import PeerLostError, current_shard
 from pekit.records import UserError
 
 DATASETS = ("myvlm", "yollava", "this-is-my")
@@ -126,6 +127,17 @@ def seconds(text: str) -> float:
         value = math.nan
     if not 0 <= value <= 86400:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from 0 to 86400")
+    return value
+
+
+def percent(text: str) -> float:
+    """Read a share in per cent."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
     return value
 
 
@@ -313,7 +325,9 @@ def _out_of_memory(error: RuntimeError) -> str | None:
 
 def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    shard = current_shard()
+    level = logging.ERROR if shard.rank else logging.INFO  # the first process tells what all of them see
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "openai", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for a newer release at import
@@ -325,6 +339,11 @@ def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PeerLostError as error:
+        if shard.rank:  # were it to fail too, whoever started it would stop the first while that is still writing
+            return 0
+        print(f"error: {error}: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         mend = _out_of_memory(error)
         if mend is None:

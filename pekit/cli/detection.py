@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--box_overlap_thresh",
-        type=float,
+        type=cli.percent,
         default=100.0,
         metavar="PERCENT",
         help="Of two detections, one inside the other by more than this share, keep the better; 100 keeps all.",
@@ -105,6 +105,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     settings = DetectionSettings(
         dataset=args.dataset,
         multi_concept=args.multi_concept,
+        split=args.split,
         test_split=test_split,
         variation=args.variation,
         n_training_views=args.n_training_views,

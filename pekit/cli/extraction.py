@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--split", choices=("train", "test"), default="train", help="Where the reference photos lie (train)."
     )
     group.add_argument(
-        "--n_augment", type=cli.natural, default=9, help="Augmented views per photo with --variation augment (9)."
+        "--n_augment", type=cli.positive, default=9, help="Augmented views per photo with --variation augment (9)."
     )
     group.add_argument(
         "--min_mask_area",
