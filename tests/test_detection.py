@@ -440,6 +440,17 @@ class TestViewsInUse:
 
 
 class TestMyvlm:
+    def test_a_reference_photo_that_was_renamed_is_told(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        folder = write_myvlm(tmp_path / "data", ["red_chicken", "bull"], photos=3)
+        run = (*common(tmp_path, models, "myvlm"), "--n_training_views", 2)
+        assert_ran(call(extraction.main, *run))
+        assert "not there" not in call(main, *run, "--save_folder", folder / "r").stderr
+        photo = folder / "myvlm/data/bull/bull_0.jpg"
+        photo.rename(photo.with_name("toro.jpg"))
+        result = call(main, *run, "--save_folder", folder / "r")
+        assert_ran(result)
+        assert "1 views in use are of photos that are not there, such as bull_0 of bull" in result.stderr
+
     def test_photos_of_loaded_views_are_left_out(self, models: Path, tmp_path: Path, call: Callable) -> None:
         write_myvlm(tmp_path / "data", ["red_chicken", "bull"], photos=4)
         write_photos(tmp_path / "data/myvlm/data/bull", ["bull_9.jpeg", "bull_10.JPG"], seed=99)

@@ -157,7 +157,7 @@ def test_a_mistake_that_the_first_finds_is_one_sentence(
             result = torchrun(script, *command)
             assert result.returncode != 0
         own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert (len(own) == 1 and "extraction.py" in own[0]) or "--overwrite" in own[0]
+        assert len(own) == 1 and ("run extraction.py" in own[0] or "--overwrite" in own[0])
         if start == "launch":  # torchrun shows one of its own
             assert "Traceback" not in result.stderr
         assert "gloo" not in result.stderr
