@@ -13,8 +13,8 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 	touch $@
 
 sample: .venv/installed
-	$(BIN)/python -m pekit.sample --out $(OUT)/datasets
-	$(BIN)/python -m pekit.sample.run --out $(OUT)
+	$(BIN)/python -m pekit.sample --out "$(OUT)/datasets"
+	$(BIN)/python -m pekit.sample.run --out "$(OUT)"
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
@@ -27,4 +27,4 @@ types: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(OUT)
+	rm -rf "$(OUT)"

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measuring import in_turn, parser, report
+from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.published import build
 from benchmarks.released import draw_masks, match, merge, pool
 from pekit.cli import MODEL_SETS, LoadingSettings, ModelSettings
 from pekit.datasets import open_image, squash
 from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
-from pekit.records import Concept, Gallery, Photo
+from pekit.records import Concept, Gallery, Photo, UserError
 
 
 def write_photos(folder: Path, count: int, side: int) -> list[Photo]:
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser(__doc__, photos=6, side=2000, batch_size=1, workers=1, concepts=40, views=5)
     options.add_argument("--models", help="a folder with grounding/ and features/, or sample; built where left out")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--dtype", default="float32")
+    options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options.add_argument("--released", action="store_true", help="measure the released way of detecting as well")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
@@ -54,6 +54,8 @@ def main() -> None:
             roles = {role: MODEL_SETS["sample"][role] for role in roles}
         elif not args.models:
             build(models)
+        elif not models.is_dir():
+            raise UserError(f"--models {args.models} is no folder: name one with grounding/ and features/ in it")
         settings = ModelSettings(**roles, device=args.device, dtype=args.dtype)
         compare(args, settings, write_photos(folder, args.photos, args.side), folder)
 
@@ -122,4 +124,4 @@ def released_way(recognizer: Recognizer, photos: list[Photo], gallery: Gallery) 
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

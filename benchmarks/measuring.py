@@ -7,23 +7,47 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+
+from pekit.cli import natural, positive
+from pekit.records import UserError
 
 
 def parser(description: str | None, **sizes: int) -> argparse.ArgumentParser:
     """A parser with a benchmark's sizes as options, and those that every benchmark has."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, value in sizes.items():
-        result.add_argument(f"--{name}", type=int, default=value)
-    result.add_argument("--repeats", type=int, default=5, help="how often each side runs; medians are reported")
-    result.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the arithmetic")
-    result.add_argument("--json", type=Path, help="also write the result to this file")
+        result.add_argument(f"--{name}", type=natural if name in ("seed", "workers") else positive, default=value)
+    result.add_argument("--repeats", type=positive, default=5, help="how often each side runs; medians are reported")
+    result.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of the arithmetic")
+    result.add_argument("--json", type=_writable, help="also write the result to this file")
     return result
+
+
+def _writable(text: str) -> Path:
+    """A file that can be written: to find out in the end would lose the whole measurement."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be written")
+    return path
+
+
+def start(main: Callable[[], None]) -> NoReturn:
+    """Run a benchmark; a mistake is one sentence and exit code 2, Ctrl-C is 130."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], repeats: int, unmeasured: int = 1) -> dict[str, list[float]]:
@@ -52,7 +76,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], base: str,
     }
     for name, value in medians.items():
         spread = f"{min(seconds[name]) * 1e3:.1f}-{max(seconds[name]) * 1e3:.1f}"
-        print(f"{name:32} {value * 1e3:12.1f} ms  ({spread})  {value / medians[base]:9.3f} x {base}")
+        print(f"{name:38} {value * 1e3:12.1f} ms  ({spread})  {value / medians[base]:9.3f} x {base}")
     for name, value in figures.items():
         print(f"{name}: {value}")
     if args.json:

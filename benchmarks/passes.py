@@ -5,16 +5,20 @@ The models are built at the published sizes with random weights; other sizes are
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from benchmarks.measuring import in_turn, parser, report
+from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.published import build
 from pekit.cli import ModelSettings
 from pekit.pipeline import Recognizer
+
+MODELS = ("Grounding DINO", "DINOv2")
+BASE = "paper, float32"
 
 
 def main() -> None:
@@ -42,9 +46,14 @@ def main() -> None:
                 sides[f"{model}: {label}"] = passes
         seconds = in_turn(sides, args.repeats)
     per_photo = {name: [value / args.batch_size for value in values] for name, values in seconds.items()}
-    for model in ("Grounding DINO", "DINOv2"):
-        own = {name: values for name, values in per_photo.items() if name.startswith(model)}
-        report(args, own, f"{model}: paper, float32")
+    for setting in dict.fromkeys(name.partition(": ")[2] for name in per_photo):
+        pairs = zip(*(per_photo[f"{model}: {setting}"] for model in MODELS), strict=True)
+        per_photo[f"both: {setting}"] = [sum(pair) for pair in pairs]
+    ratios = {
+        name: round(statistics.median(own) / statistics.median(per_photo[f"{name.partition(':')[0]}: {BASE}"]), 3)
+        for name, own in per_photo.items()
+    }
+    report(args, per_photo, f"both: {BASE}", note="seconds are per photo", of_the_same_in_fp32=ratios)
 
 
 def _passes(recognizer: Recognizer, count: int, channels_last: bool) -> dict:
@@ -65,8 +74,8 @@ def _passes(recognizer: Recognizer, count: int, channels_last: bool) -> dict:
         if recognizer.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return {"Grounding DINO": lambda: run(grounder, **words), "DINOv2": lambda: run(dino)}
+    return dict(zip(MODELS, (lambda: run(grounder, **words), lambda: run(dino)), strict=True))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.drawn import PATCH, SIZE, random_boxes, random_grid
-from benchmarks.measuring import in_turn, parser, report
+from benchmarks.measuring import in_turn, parser, report, start
 from pekit import features
 
 
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 
 from benchmarks.drawn import PATCH, SIZE, random_boxes, random_gallery, random_grid
-from benchmarks.measuring import in_turn, parser, report
+from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.released import draw_masks, match, merge, pool
 from pekit import features
 from pekit.retrieval import Matcher, detect
@@ -22,9 +28,18 @@ def main() -> None:
     gallery = random_gallery(rng, args.concepts, args.views, args.width, grid)
     matcher, views = Matcher(gallery, torch.device("cpu")), torch.from_numpy(gallery.descriptors)
 
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    def timed(step: Callable, *of: Any) -> Any:
+        started = time.perf_counter()
+        result = step(*of)
+        spent[step.__name__].append(time.perf_counter() - started)
+        return result
+
     def released() -> dict[int, tuple[float, np.ndarray]]:
-        masks = draw_masks(np.clip(np.trunc(proposed), 0, SIZE), SIZE)
-        return merge(match(pool(grid, masks), views), masks, THRESHOLD)
+        masks = timed(draw_masks, np.clip(np.trunc(proposed), 0, SIZE), SIZE)
+        pooled = timed(pool, grid, masks)
+        return timed(merge, timed(match, pooled, views), masks, THRESHOLD)
 
     def ours() -> list:
         boxes = features.pixel_boxes(proposed, SIZE)
@@ -38,10 +53,16 @@ def main() -> None:
         assert abs(found[concept].score - score) < 1e-5
         assert np.allclose(np.array(found[concept].box_xyxyn) * SIZE, box)
     seconds = in_turn({"released steps": released, "pekit": ours}, args.repeats)
-    medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
-    report(args, seconds, "released steps", times_faster=round(medians["released steps"] / medians["pekit"], 1),
-           detections_equal=len(theirs))  # fmt: skip
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    report(
+        args,
+        seconds,
+        "released steps",
+        times_faster=round(medians["released steps"] / medians["pekit"], 1),
+        released_ms={step: round(1e3 * statistics.median(values), 1) for step, values in spent.items()},
+        detections_equal=len(theirs),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -26,14 +26,13 @@ def pool(grid: torch.Tensor, masks: np.ndarray) -> list[torch.Tensor | None]:
 
 
 def match(pooled: list[torch.Tensor | None], views: torch.Tensor) -> list[tuple[int, float]]:
-    """The best concept of each proposal and its similarity, concept by concept: views f32 (C, V, D)."""
+    """The best concept of each proposal and its similarity, proposal by proposal: views f32 (C, V, D)."""
     found = []
     for descriptor in pooled:
         best = (-1, -1.0)
         if descriptor is not None:
-            for concept, own in enumerate(views):
-                similarity = float(cosine_similarity(descriptor[None], own).max())
-                best = max(best, (concept, similarity), key=lambda pair: pair[1])
+            similarity, concept = cosine_similarity(descriptor[None, None], views, dim=2).amax(1).max(0)
+            best = (int(concept), float(similarity))
         found.append(best)
     return found
 

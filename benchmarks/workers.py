@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measuring import in_turn, parser, report
+from benchmarks.measuring import in_turn, parser, report, start
+from pekit.records import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +25,8 @@ def main() -> None:
     options.add_argument("--models", default="sample")
     options.add_argument("--device", default="cpu")
     args = options.parse_args()
+    if args.datasets and args.copies != options.get_default("copies"):
+        options.error("--copies goes with the drawn sample, not with --datasets")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         datasets = args.datasets or folder / "datasets"
@@ -42,14 +45,16 @@ def main() -> None:
             "one process": lambda: run(*detect, OMP_NUM_THREADS=threads),
             f"{args.processes} processes": lambda: run(*detect, "--device_ids", ids, OMP_NUM_THREADS=threads),
         }
-        report(args, in_turn(sides, args.repeats, unmeasured=0), "one process")
+        report(args, in_turn(sides, args.repeats), "one process")
 
 
 def run(*command: str, **environment: str) -> None:
     """Run one of PeKit's commands quietly."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=env)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise UserError(f"{' '.join(command[:2])} ended with exit code {done.returncode}:\n{done.stderr.strip()}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,15 +17,22 @@ def write_atomically(path: Path, content: bytes | str | Iterable[str]) -> None:
         path: its place.
         content: the whole, or its parts as they come, which need never be in memory together.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # threads, too, may write one file at a time, such as a judge's verdict on two equal replies
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
+    with replacing(path) as partial:
         if isinstance(content, bytes):
             partial.write_bytes(content)
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
                 file.writelines([content] if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside a file's place to write it under; at the end of the block it is moved there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # threads, too, may write one file at a time, such as a judge's verdict on two equal replies
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)  # or a full disk would stay full

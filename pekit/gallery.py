@@ -13,19 +13,21 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pekit.datasets import natural_key
-from pekit.files import write_atomically
+from pekit.files import replacing
 from pekit.records import Concept, Gallery, UserError
-from pekit.views import load_view, split_name, view_file, view_name
+from pekit.views import load_view, split_name, view_name
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +208,7 @@ class _Index:
         files: N view files, relative to the folder.
         starts: int64 (C + 1,), where each concept's rows begin.
         augmentations: int64 (N,).
+        dated: concept -> when its folder was changed last, ns.
         rows: f16 (N, D), memory-mapped.
         valid: bool (N,), False for views without patches.
     """
@@ -214,6 +217,7 @@ class _Index:
     signature: str
     concepts: dict[str, int]
     files: list[str]
+    dated: dict[str, int]
     starts: np.ndarray
     augmentations: np.ndarray
     rows: np.ndarray
@@ -272,32 +276,38 @@ def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
     return False
 
 
-def _signature(folder: Path) -> str:
-    """Changes when a view is added, replaced or removed: views are moved into place, which dates their folder."""
-    dated = sorted(f"{entry.name}\0{entry.stat().st_mtime_ns}" for entry in os.scandir(folder) if entry.is_dir())
-    return hashlib.sha256("\n".join(dated).encode()).hexdigest()
+def _dated(folder: Path) -> dict[str, int]:
+    """When each concept's views were changed last, ns: views are moved into place, which dates their folder."""
+    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder) if entry.is_dir()}
+
+
+def _signature(dated: dict[str, int]) -> str:
+    """Changes when a view is added, replaced or removed."""
+    return hashlib.sha256("\n".join(f"{name}\0{dated[name]}" for name in sorted(dated)).encode()).hexdigest()
 
 
 def _consolidated(folder: Path) -> _Index:
     """Open the consolidated file, written first where it is missing or older than the views."""
-    file, signature = folder / CONSOLIDATED, _signature(folder)
+    file, dated = folder / CONSOLIDATED, _dated(folder)
+    signature, former = _signature(dated), None
+    with suppress(FileNotFoundError, SafetensorError, KeyError, ValueError):  # not gathered yet, or damaged
+        former = _open(file)
+    if former and former.signature == signature:
+        return former
+    log.info("gathering the views of %s in %s", folder, file.name)
+    tensors = _gather(folder, dated, former)
     try:
-        return _open(file, signature)
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        log.info("gathering the views of %s in %s", folder, file.name)
-    tensors = _gather(folder)
-    try:
-        write_atomically(file, save(tensors, {"signature": signature}))
+        with replacing(file) as partial:
+            save_file(tensors, partial, {"signature": signature})
     except OSError as error:
         log.warning("%s cannot be written (%s): the views are gathered anew in every run", file, error.strerror)
         return _index(folder, signature, tensors)
-    return _open(file, signature)
+    return _open(file)
 
 
-def _open(file: Path, signature: str) -> _Index:
+def _open(file: Path) -> _Index:
     with safe_open(file, framework="pt") as content:
-        if (content.metadata() or {}).get("signature") != signature:
-            raise ValueError("out of date")
+        signature = (content.metadata() or {})["signature"]
         return _index(file.parent, signature, {name: content.get_tensor(name) for name in _TENSORS})
 
 
@@ -305,35 +315,49 @@ def _index(folder: Path, signature: str, tensors: dict[str, torch.Tensor]) -> _I
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     names = json.loads(arrays.pop("names").tobytes())
     concepts = {concept: number for number, concept in enumerate(names["concepts"])}
-    return _Index(folder, signature, concepts, names["files"], **arrays)
+    dated = dict(zip(names["concepts"], names["dated"], strict=True))
+    return _Index(folder, signature, concepts, names["files"], dated, **arrays)
 
 
-def _gather(folder: Path) -> dict[str, torch.Tensor]:
-    """What the consolidated file holds of all views of a folder."""
-    concepts = sorted((entry.name for entry in os.scandir(folder) if entry.is_dir()), key=natural_key)
+def _gather(folder: Path, dated: dict[str, int], former: _Index | None) -> dict[str, torch.Tensor]:
+    """What the consolidated file holds of all views of a folder.
+
+    Args:
+        folder: of the views.
+        dated: from ``_dated``.
+        former: what was gathered before, whose rows are taken where a concept's folder has not changed.
+    """
+    concepts = sorted(dated, key=natural_key)
     stored = {concept: views for concept in concepts if (views := stored_views(folder, concept))}
-    rows = [
-        _descriptor(view_file(folder, concept, *view)).astype(np.float16)
-        for concept, views in tqdm(stored.items(), desc="gathering", unit="concept")
-        for view in views
-    ]
-    widths = {len(row) for row in rows}
-    if len(widths) > 1:
-        raise UserError(
-            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
-        )
-    stacked = np.stack(rows)
+    files = [view_name(concept, *view) for concept, views in stored.items() for view in views]
+    starts = np.cumsum([0, *map(len, stored.values())])
+    rows = np.zeros((0, 0), np.float16)
+    widths: set[int] = set()
+    for concept, first, last in tqdm(
+        zip(stored, starts, starts[1:], strict=False), total=len(stored), desc="gathering", unit="concept"
+    ):
+        if former and former.dated.get(concept) == dated[concept]:
+            own: Any = former.rows[slice(*former.starts[former.concepts[concept] :][:2])]
+        else:
+            own = [_descriptor(folder / file) for file in files[first:last]]
+        widths |= set(map(len, own))
+        if len(widths) > 1:
+            raise UserError(
+                f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
+            )
+        if not len(rows):
+            rows = np.zeros((len(files), *widths), np.float16)  # one array, so that no second one is ever in memory
+        rows[first:last] = own
     return {
-        "rows": torch.from_numpy(stacked),
-        "valid": torch.from_numpy(stacked.any(1)),
-        "starts": torch.from_numpy(np.cumsum([0, *map(len, stored.values())])),
+        "rows": torch.from_numpy(rows),
+        "valid": torch.from_numpy(rows.any(1)),
+        "starts": torch.from_numpy(starts),
         "augmentations": torch.tensor([augmentation for views in stored.values() for _, augmentation in views]),
-        "names": _names_tensor(
-            list(stored), [view_name(concept, *view) for concept, views in stored.items() for view in views]
-        ),
+        "names": _names_tensor(list(stored), files, [dated[concept] for concept in stored]),
     }
 
 
-def _names_tensor(concepts: Sequence[str], files: Sequence[str]) -> torch.Tensor:
+def _names_tensor(concepts: Sequence[str], files: Sequence[str], dated: Sequence[int]) -> torch.Tensor:
     """What the rows are, as UTF-8 JSON in a tensor: the file's own header is read whole whenever it is opened."""
-    return torch.frombuffer(bytearray(json.dumps({"concepts": concepts, "files": files}).encode()), dtype=torch.uint8)
+    names = json.dumps({"concepts": concepts, "files": files, "dated": dated})
+    return torch.frombuffer(bytearray(names.encode()), dtype=torch.uint8)

@@ -50,8 +50,8 @@ class Best:
 class Matcher:
     """A gallery made ready for matching.
 
-    A small one lies on the device as unit descriptors; a large one is converted and multiplied in chunks, through the
-    same few buffers again and again, so that memory stays bounded whatever its size.
+    A small one lies on the device as unit descriptors; a large one is converted in chunks. Either is multiplied in
+    chunks, through the same few buffers again and again, so that memory stays bounded whatever its size.
 
     Args:
         gallery: C concepts with V views each.
@@ -66,9 +66,8 @@ class Matcher:
         self._step = min(self._concepts, max(1, CHUNK_VIEWS // self._views))
         self._unit = None
         if 4 * gallery.descriptors.size <= RESIDENT_BYTES:
-            self._step = self._concepts
             rows = self._stored.to(device, torch.float32).transpose(0, 1)  # view-major: maxima run along concepts
-            self._unit = normalize(rows.flatten(0, 1), dim=1)
+            self._unit = normalize(rows, dim=2)
             return
         if device.type == "cuda":
             self._stored = self._stored.to(device)
@@ -108,7 +107,7 @@ class Matcher:
         count = self._views * (last - first)
         similarities = room[: len(unit) * count].view(len(unit), count)
         if self._unit is not None:
-            torch.mm(unit, self._unit.T, out=similarities)
+            torch.mm(unit, self._unit[:, first:last].flatten(0, 1).T, out=similarities)
         else:
             rows = self._rows[:count]
             rows.unflatten(0, (self._views, -1)).copy_(self._stored[first:last].transpose(0, 1))

@@ -50,7 +50,35 @@ def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]
 
 def test_bare_passes_by_setting(models: Path, run: Callable[..., dict]) -> None:
     found = run("passes", "--paper", str(models), "--small", str(models))
-    assert found["base"] == "DINOv2: paper, float32" and len(found["medians"]) == 4
+    base, medians = found["base"], found["medians"]
+    assert base == "both: paper, float32" and len(medians) == 12
+    assert found["ratios"][base] == 1
+    for setting in ("paper, bfloat16", "small, float32"):
+        parts = [medians[f"{model}: {setting}"] for model in ("Grounding DINO", "DINOv2")]
+        assert medians[f"both: {setting}"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("recognition", ("--repeats", "0"), "--repeats"),
+        ("gallery", ("--concepts", "0"), "--concepts"),
+        ("pooling", ("--proposals", "-3"), "--proposals"),
+        ("extraction", ("--dtype", "float99"), "float99"),
+        ("extraction", ("--models", "nosuch"), "--models nosuch is no folder"),
+        ("pooling", ("--json", "/nonexistent/x.json"), "/nonexistent/x.json"),
+        ("workers", ("--models", "nosuch"), "--models nosuch is neither"),
+        ("workers", ("--datasets", ".", "--copies", "2"), "--copies"),
+    ],
+)
+def test_mistakes_are_told(
+    name: str, options: tuple, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("benchmarks.measuring").start(importlib.import_module(f"benchmarks.{name}").main)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_sizes_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:

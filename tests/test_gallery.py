@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_the_file_is_written_anew_when_a_view_changes(stored, monkeypatch) -> No
     assert sum("red-mug" in name for name in gallery.load_gallery(folder, concepts, "normal", 3, seed=0).files) == 2
 
 
+def test_only_concepts_that_changed_are_read_again(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    gallery.load_gallery(folder, concepts, "augment", 9, seed=0)
+    read: list[Path] = []
+    descriptor = gallery._descriptor
+    monkeypatch.setattr(gallery, "_descriptor", lambda path: (read.append(path), descriptor(path))[1])
+    ones = np.ones((2, WIDTH), np.float32)
+    save_view(view_file(folder, "red-mug", "v9", 0), View("red-mug", "v9.png", 0, ones, ones[0]))
+    save_view(view_file(folder, "a new one", "v0", 0), View("a new one", "v0.png", 0, ones, ones[0]))
+    shutil.rmtree(folder / concepts[1].key)
+    kept = [concepts[0], concepts[2], concept_of_folder("yollava", "a new one")]
+    whole = gallery.load_gallery(folder, kept, "augment", 9, seed=0)
+    assert {path.parent.name for path in read} == {"red-mug", "a new one"}
+    single = gallery._from_files(folder, kept, "augment", 9, 0)
+    assert whole.files == single.files
+    assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
+
+
 def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
@@ -152,7 +172,7 @@ def test_a_folder_that_takes_no_file_is_read_all_the_same(stored, monkeypatch, c
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(gallery, "write_atomically", refuse)
+        patched.setattr(gallery, "replacing", refuse)
         gathered = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
     assert "Read-only file system" in caplog.text and not (folder / gallery.CONSOLIDATED).exists()
     read = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)

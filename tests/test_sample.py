@@ -21,6 +21,7 @@ from pekit.cli import detection, extraction, vqa
 from pekit.sample import benchmark, run
 from pekit.sample.__main__ import main
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
+from pekit.sample.evaluate import __main__ as evaluating
 from pekit.sample.questions import QUESTION_TEMPLATES
 
 SEED = 42
@@ -517,6 +518,46 @@ def test_the_run_takes_the_scripts_own_options_and_stops_where_one_fails(
     done.clear()
     assert run.main(["--out", str(tmp_path)]) == 3
     assert done[-1] == ("detection", "this-is-my", True)
+
+
+def test_two_samples_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"myvlm/data/red_thing/red_thing_1.jpg": []}
+    (tmp_path / "sample.json").write_text(json.dumps(other))
+    assert main(["--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds a sample of another --seed or version" in capsys.readouterr().err
+    (tmp_path / "sample.json").write_text("{")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "sample.json is no list" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
+
+
+def test_a_trained_model_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lvlm/model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"trained")
+    assert main(["--models", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'lvlm'} holds a model: name another folder" in capsys.readouterr().err
+    assert file.read_bytes() == b"trained" and [path.name for path in tmp_path.iterdir()] == ["lvlm"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--models"])
+def test_a_folder_without_a_name_is_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([option, ""])
+    assert refused.value.code == 2 and "names no folder" in capsys.readouterr().err
+
+
+def test_stopped_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pekit.sample.benchmark.write_sample", stop)
+    assert main(["--out", str(tmp_path)]) == 130
+    assert "the same command" in capsys.readouterr().err
+    monkeypatch.setattr("pekit.sample.run.run_command", stop)
+    assert run.main(["--out", str(tmp_path)]) == 130
+    monkeypatch.setattr("pekit.sample.evaluate.grounding.evaluate", stop)
+    assert evaluating.main(["--only", "grounding"]) == 130
 
 
 def test_command_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,10 +204,10 @@ def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_pat
     assert load_state(path, {"layer": other}) == (12, 3.5)
     assert torch.equal(layer.weight, other.weight)
     with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
-        check_begun(path, 8, 20)
+        check_begun(path, tmp_path, 8, 20)
     with pytest.raises(UserError, match=r"done 12 steps, --steps 11 are fewer: .*--out"):
-        check_begun(path, 7, 11)
-    check_begun(path, 7, 12)
+        check_begun(path, tmp_path, 7, 11)
+    check_begun(path, tmp_path, 7, 12)
     for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
         with pytest.raises(UserError, match=r"built otherwise: .*--out"):
             load_state(path, parts)

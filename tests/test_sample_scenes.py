@@ -1,5 +1,7 @@
 """The bank of drawn scenes: the same from the same seed, paired, and augmented without its labels going astray."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,17 @@ def test_an_object_mostly_out_of_view_is_dropped_and_the_rest_renumbered() -> No
     for view in views:
         assert view.instances[-1] == instances[1]
         assert view.labels[view.labels > 0].max() == len(view.instances)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks /proc for processes")
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    dead, alive = (tmp_path / f"scenes-train-9-9px-1.partial-{pid}" for pid in (child.pid, os.getpid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+    open_bank(tmp_path, 3, n_scenes=2, size=64, workers=1)
+    assert not dead.exists() and alive.exists()
 
 
 def test_a_bank_that_is_stopped_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,10 @@ def test_a_training_is_stopped_by_hand_and_takes_whole_steps(
         with pytest.raises(SystemExit) as refused:
             main(["masks", "--out", str(tmp_path), "--steps", steps])
         assert refused.value.code == 2 and "--steps" in capsys.readouterr().err
+    for option in (("--seed", "-1"), ("--workers", "-2"), ("--out", "")):
+        with pytest.raises(SystemExit) as refused:
+            main(["masks", "--out", str(tmp_path), *option])
+        assert refused.value.code == 2 and option[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
@@ -151,6 +155,12 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
                 module.train(tmp_path, "cpu", 5, seed=3, workers=0)
         assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
         module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+        state.rename(tmp_path / "kept.pt")
+        trained = {file: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        with pytest.raises(UserError, match=rf"{name} holds a model, and .*{name}\.pt is not there.*--out"):
+            module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+        assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
+        (tmp_path / "kept.pt").rename(state)
     finally:
         torch.set_num_threads(threads)
     assert load_state(state, {})[0] == 5

@@ -105,6 +105,13 @@ def flag(text: str) -> bool:
     return value
 
 
+def folder(text: str) -> Path:
+    """Read a folder's name; the empty one, of a shell variable that is not set, would mean the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' names no folder")
+    return Path(text)
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
@@ -195,7 +202,9 @@ def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParse
     """Parent parser: where photos, views and results lie and which views are used."""
     parent = argparse.ArgumentParser(add_help=False)
     group = parent.add_argument_group("data")
-    group.add_argument("--data_folder", type=Path, default=Path("./datasets/"), help="Folder that holds the data sets.")
+    group.add_argument(
+        "--data_folder", type=folder, default=Path("./datasets/"), help="Folder that holds the data sets (./datasets/)."
+    )
     group.add_argument("--dataset", required=True, choices=datasets, help="Which data set's layout to read.")
     group.add_argument(
         "--variation",
@@ -207,7 +216,7 @@ def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParse
     add_flag(group, "--grounding_sam", "Views whose masks SAM cut out, in place of filled boxes.")
     add_flag(group, "--multi_concept", "The multi-concept part of this-is-my.")
     group.add_argument(
-        "--features_folder", type=Path, default=Path("./features/"), help="Folder of the stored views (./features/)."
+        "--features_folder", type=folder, default=Path("./features/"), help="Folder of the stored views (./features/)."
     )
     group.add_argument("--seed", type=natural, default=42, help="Seed of every random draw (42).")
     group.add_argument(

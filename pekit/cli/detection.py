@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Also write each photo with its detections, at the first threshold of several, outlined into the run's folder.",
     )
     group.add_argument(
-        "--save_folder", type=cli.Path, default=cli.Path("results/"), help="Folder of the results (results/)."
+        "--save_folder", type=cli.folder, default=cli.Path("results/"), help="Folder of the results (results/)."
     )
     return parser
 

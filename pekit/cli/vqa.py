@@ -115,7 +115,9 @@ def _grading_options(group: argparse._ArgumentGroup) -> None:
         "graded by their letter.",
     )  # fmt: skip
     group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
-    group.add_argument("--save_folder", type=Path, default=Path("results/"), help="Folder of the results (results/).")
+    group.add_argument(
+        "--save_folder", type=cli.folder, default=Path("results/"), help="Folder of the results (results/)."
+    )
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", type=Path, metavar="DIR", help="Go on with an interrupted run, with its options.")
     either.add_argument(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from pekit.cli import natural
+from pekit.cli import folder, natural
 from pekit.records import UserError
 
 
@@ -15,10 +14,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser; reading its help loads nothing else."""
     parser = argparse.ArgumentParser(prog="python -m pekit.sample", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out", type=Path, help="Folder that receives the benchmarks in their published layouts: a --data_folder."
+        "--out", type=folder, help="Folder that receives the benchmarks in their published layouts: a --data_folder."
     )
     parser.add_argument(
-        "--models", type=Path, help="Folder that receives small untrained models of the real architectures."
+        "--models", type=folder, help="Folder that receives small untrained models of the real architectures."
     )
     parser.add_argument("--seed", type=natural, default=42, help="Seed of everything random (42).")
     return parser
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write what the command line asks for.
 
     Returns:
-        The exit code: 2 after an error the user can mend.
+        The exit code: 2 after an error the user can mend, 130 after Ctrl-C.
     """
     args = build_parser().parse_args(argv)
     try:
@@ -46,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             build_models(args.models, args.seed)
             print(f"models: {args.models}")
+    except KeyboardInterrupt:
+        print("stopped: the same command writes the whole", file=sys.stderr)
+        return 130
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
+from pekit.records import UserError
 from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
 from pekit.sample.questions import Truth, write_questions
 
@@ -60,6 +61,9 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
 
     Returns:
         Data set -> what was written, in words.
+
+    Raises:
+        UserError: another sample is there, whose photos would be mixed with these.
     """
     this_is_my = personal_concepts(seed)
     multi = dict(list(this_is_my.items())[:MULTI_CONCEPTS])
@@ -69,18 +73,31 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
         "this-is-my single-concept": (this_is_my, plan_single),
         "this-is-my multi-concept": (multi, plan_multi),
     }
+    plans = {name: plan(_rng(seed, name), concepts) for name, (concepts, plan) in sets.items()}
+    _refuse_mixing(out, {photo.path for photos in plans.values() for photo in photos})
     truth: Truth = {}
     report = {}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for name, (concepts, plan) in sets.items():
-            photos = plan(_rng(seed, name), concepts)
+        for name, photos in plans.items():
             drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)
             truth |= {photo.path: things for photo, things in zip(photos, drawn, strict=True)}
-            report[name] = f"{len(concepts)} concepts, {len(photos)} photos"
+            report[name] = f"{len(sets[name][0])} concepts, {len(photos)} photos"
     for name, count in write_questions(out, truth, _rng(seed, "questions")).items():
         report[name] += f", {count} questions"
     (out / "sample.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _refuse_mixing(out: Path, planned: set[str]) -> None:
+    file = out / "sample.json"
+    try:
+        others = json.loads(file.read_text(encoding="utf-8")).keys() - planned
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError):
+        raise UserError(f"{file} is no list of a sample's photos: name another --out, or remove it") from None
+    if others:
+        raise UserError(f"{out} holds a sample of another --seed or version: name another --out, or remove it")
 
 
 def _rng(seed: int, of: str) -> np.random.Generator:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pekit.cli import TEST_SPLITS
+from pekit.cli import TEST_SPLITS, folder
 
 VIEWS = "3"
 
@@ -62,20 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m pekit.sample.run", description=main.__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--out", type=Path, required=True, help="Folder with datasets/ in it, from python -m pekit.sample."
+        "--out", type=folder, required=True, help="Folder with datasets/ in it, from python -m pekit.sample."
     )
     parser.add_argument("--models", default="sample", help="As the scripts take it (sample).")
     args = parser.parse_args(argv)
     # threads that wait for each other awake take from a busy machine more than models this small gain by them
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     started, asking = time.monotonic(), 0.0
-    for script, options in commands(args.out, args.models):
-        print(f"\n$ python {script}.py {shlex.join(options)}", flush=True)
-        began = time.monotonic()
-        if code := run_command(script, options):
-            return code
-        if script == "vqa":
-            asking += time.monotonic() - began
+    try:
+        for script, options in commands(args.out, args.models):
+            print(f"\n$ python {script}.py {shlex.join(options)}", flush=True)
+            began = time.monotonic()
+            if code := run_command(script, options):
+                return code
+            if script == "vqa":
+                asking += time.monotonic() - began
+    except KeyboardInterrupt:  # between two scripts: each has its own answer
+        return 130
     print(f"\nall of it took {time.monotonic() - started:.0f} s, {asking:.0f} s of them the questions")
     return 0
 

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process when None.
 
     Returns:
-        The exit status: 0 when every bound is kept, 1 when one is not, 2 after an error the user can mend.
+        The exit status: 0 when every bound is kept, 1 when one is not, 2 after an error the user can mend, 130 after
+        Ctrl-C.
     """
     args = build_parser().parse_args(argv)
     # Models this small wait for a second thread longer than it helps them, ten times longer on busy cores.
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in import_module(f"pekit.sample.evaluate.{name}").evaluate(folder):
                 missed |= not row.met
                 print(f"| {row.model} | {row.asked} | {row.bound_text} | {row.value:.3f} | {row.n} |", flush=True)
-    except UserError as error:
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return int(missed)

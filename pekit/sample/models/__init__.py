@@ -3,6 +3,8 @@
 from importlib import import_module
 from pathlib import Path
 
+from pekit.records import UserError
+
 
 def build_models(out: Path, seed: int) -> None:
     """Writes an untrained model of every kind, as `from_pretrained` reads them.
@@ -10,8 +12,15 @@ def build_models(out: Path, seed: int) -> None:
     Args:
         out: receives the folders grounding, features, masks and lvlm.
         seed: of the random weights.
+
+    Raises:
+        UserError: one of them is there, and may be a trained one.
     """
-    for name in ("grounding", "features", "masks", "lvlm"):
+    names = ("grounding", "features", "masks", "lvlm")
+    for name in names:
+        if (out / name / "model.safetensors").exists():
+            raise UserError(f"{out / name} holds a model: name another folder, or remove it")
+    for name in names:
         try:
             module = import_module(f"pekit.sample.models.{name}")
         except ModuleNotFoundError:

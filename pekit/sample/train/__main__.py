@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
-from pekit.cli import positive
+from pekit.cli import folder, natural, positive
 from pekit.records import UserError
 
 MODELS = ("grounding", "features", "masks", "lvlm")
@@ -20,14 +19,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", choices=(*MODELS, "all"), help="which checkpoint to train.")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         required=True,
         help="folder that receives one folder per model, and 'work' with drawn scenes and the state to resume from.",
     )
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default what the shipped checkpoint took.")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the scenes, the weights and the order.")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw scenes.")
+    parser.add_argument("--seed", type=natural, default=42, help="seed of the scenes, the weights and the order.")
+    parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, help="processes that draw scenes.")
     return parser
 
 

@@ -14,20 +14,25 @@ from pekit.records import UserError
 from pekit.sample.evaluate import Row
 
 
-def check_begun(path: Path, seed: int, steps: int) -> None:
-    """Refuses to go on with a run of another seed, whose drawings would not belong to the weights, or to a lesser end.
+def check_begun(path: Path, folder: Path, seed: int, steps: int) -> None:
+    """Refuses to replace a model by one that is trained anew, or to go on with a run of another seed, whose drawings
+    would not belong to the weights, or to a lesser end.
 
     To be asked before anything is drawn or written.
 
     Args:
         path: state file, which may be missing.
+        folder: of the model.
         seed: of the run that is to go on.
         steps: it is to have in all.
 
     Raises:
-        UserError: the run was begun with another seed, or has done more steps.
+        UserError: there is a model but no state to go on from, or the run was begun with another seed, or has done
+            more steps.
     """
     if not path.exists():
+        if (folder / "model.safetensors").exists():
+            raise UserError(f"{folder} holds a model, and {path} is not there to go on from: choose another --out")
         return
     begun = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     if (known := begun.get("seed")) != seed:

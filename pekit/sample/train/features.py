@@ -13,6 +13,7 @@ have settled for colours before.
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -315,10 +316,10 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "features", out / "work" / "features.pt"
-    check_begun(state, seed, steps)
-    if not state.exists():
-        build_features(folder, seed)
-    model: torch.nn.Module = Dinov2Model.from_pretrained(folder)
+    check_begun(state, folder, seed, steps)
+    with TemporaryDirectory() as start:
+        build_features(Path(start), seed)
+        model: torch.nn.Module = Dinov2Model.from_pretrained(start)
     model.to(device).train()
     head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS))).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
@@ -349,8 +350,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             print(f"features {step + 1}/{steps} {losses}, boxes' looks right {shares}, {passed}", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, seed, step + 1, time.monotonic() - began)
-            cast(Dinov2Model, average.module).save_pretrained(folder)
-            halve(folder)
+    build_features(folder, seed)  # for all but the weights
+    cast(Dinov2Model, average.module).save_pretrained(folder)
+    halve(folder)
     release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
 
 

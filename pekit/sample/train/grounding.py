@@ -45,8 +45,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
     state_file = out / "work" / "grounding.pt"
-    check_begun(state_file, seed, steps)
-    bank = open_bank(out / "work", seed, workers=workers)
+    check_begun(state_file, out / "grounding", seed, steps)
+    bank = open_bank(out / "work", seed, workers=max(1, workers))
     processor = build_processor()
     model = build_model(seed).train()
     model.to(torch.device(device))

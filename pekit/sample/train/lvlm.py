@@ -225,7 +225,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
     torch.set_num_threads(1)
     folder, state_file = out / "lvlm", out / "work" / "lvlm.pt"
-    check_begun(state_file, seed, steps)
+    check_begun(state_file, folder, seed, steps)
     with TemporaryDirectory() as start:  # what is in the folder stays until there is better
         build_lvlm(Path(start), seed)
         processor = AutoProcessor.from_pretrained(start)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -145,11 +146,11 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     steps = steps or STEPS
     torch.set_num_threads(1)
     folder, state = out / "masks", out / "work" / "masks.pt"
-    check_begun(state, seed, steps)
+    check_begun(state, folder, seed, steps)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
-    if not state.exists():
-        build_masks(folder, seed)
-    model: torch.nn.Module = SamModel.from_pretrained(folder)
+    with TemporaryDirectory() as start:
+        build_masks(Path(start), seed)
+        model: torch.nn.Module = SamModel.from_pretrained(start)
     model.to(device).train()
     head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
@@ -171,8 +172,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, seed, step + 1, time.monotonic() - began)
-            cast(SamModel, average.module).save_pretrained(folder)
-            halve(folder)
+    build_masks(folder, seed)  # for all but the weights
+    cast(SamModel, average.module).save_pretrained(folder)
+    halve(folder)
     release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
 
 

@@ -82,6 +82,9 @@ def open_bank(
         The bank, its arrays mapped from disk.
     """
     folder = work / f"scenes-{pool}-{n_scenes}-{size}px-{seed}"
+    for left in work.glob("scenes-*.partial-*"):
+        if not Path("/proc", left.suffix.rpartition("-")[2]).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
     if not folder.exists():
         partial = folder.with_suffix(f".partial-{os.getpid()}")
         partial.mkdir(parents=True)
