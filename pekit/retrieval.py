@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from pekit.records import Detection, Gallery
 
 RESIDENT_BYTES = 1 << 28  # a gallery whose fp32 unit descriptors take less is kept ready
-CHUNK_VIEWS = 8000  # rows of a product that lie a power of two apart share cache lines: it would take half as long again
+CHUNK_VIEWS = 8000  # rows of a product that lie a power of two apart share cache lines and take half as long again
 ALIGNED = 16  # numbers; the same happens to rows that begin anywhere
 
 
