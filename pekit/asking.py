@@ -127,11 +127,11 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
     stored = stored_answers(settings.resume) if settings.resume else []
     replied = [answer for answer in stored if answer.reply is not None]
     items = {item.number: item for item in questions.items}
-    changed = []
-    for answer in replied:
-        item = items.get(answer.query.number)
-        if item and answer.query.photo_digest != _digest(item.question.photo):
-            changed.append(answer)
+    changed = [
+        answer
+        for answer in replied
+        if (item := items.get(answer.query.number)) and _has_changed(item.question.photo, answer.query.photo_digest)
+    ]
     if changed:
         log.warning(
             "%d replies are about photos that have changed since, such as %s: asking again",
@@ -142,6 +142,18 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
     vanished = {answer.query.number for answer in replied} - items.keys()
     most = None if settings.limit is None else max(0, settings.limit - len(vanished))
     return replied, questions.items[:most]
+
+
+def _has_changed(photo: Path | None, digest: str) -> bool:
+    """Whether a photo can be read and is not the one of this digest; of one that cannot, the reply is all there is."""
+    if photo is None or _digest(photo) == digest:
+        return False
+    try:
+        open_image(photo)
+    except PhotoError as error:
+        log.warning("%s: the reply about it stays", error)
+        return False
+    return True
 
 
 def _digest(photo: Path | None) -> str:

@@ -725,6 +725,11 @@ def test_replies_about_a_photo_that_has_changed_are_asked_for_again(
         "2 replies are about photos that have changed since, such as ./yollava-data/test/pig-cup/0.png" in result.stderr
     )
     assert [record["reply"] for record in records(folder)] == ["B", "B", "A", "A", "A", "A"]
+    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    result = ask("--resume", folder, *run)  # the replies are all there is of what it was
+    assert_ran(result)
+    assert "git lfs pull" in result.stderr
+    assert [record["reply"] for record in records(folder)] == ["B", "B", "A", "A", "A", "A"]
 
 
 def test_resume_refuses_other_views_and_descriptions(ask: Call, nowhere: dict, world: Path, tmp_path: Path) -> None:

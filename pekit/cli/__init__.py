@@ -335,9 +335,10 @@ def _out_of_memory(error: RuntimeError) -> str | None:
 def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
     shard = current_shard()
-    level = logging.ERROR if shard.rank else logging.INFO  # the first process tells what all of them see
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
-    for noisy in ("httpx", "httpx2", "openai", "huggingface_hub"):
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    # what all of several processes find in the folders, the first one tells
+    same = [f"pekit.{name}" for name in ("datasets", "gallery", "questions", "detecting", "cli.vqa")]
+    for noisy in ("httpx", "httpx2", "openai", "huggingface_hub", *(same if shard.rank else ())):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it looks for a newer release at import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
