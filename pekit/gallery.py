@@ -299,8 +299,8 @@ def _consolidated(folder: Path) -> _Index:
     try:
         with replacing(file) as partial:
             save_file(tensors, partial, {"signature": signature})
-    except OSError as error:
-        log.warning("%s cannot be written (%s): the views are gathered anew in every run", file, error.strerror)
+    except (OSError, SafetensorError) as error:  # the latter for what the system refuses, too
+        log.warning("%s cannot be written (%s): the views are gathered anew in every run", file, error)
         return _index(folder, signature, tensors)
     return _open(file)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pekit import gallery, retrieval
@@ -164,15 +164,22 @@ def test_a_file_of_another_layout_is_replaced(stored, monkeypatch) -> None:
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
 
 
-def test_a_folder_that_takes_no_file_is_read_all_the_same(stored, monkeypatch, caplog) -> None:
+@pytest.mark.parametrize(
+    ("writes", "error"),
+    [
+        ("replacing", OSError(errno.EROFS, os.strerror(errno.EROFS))),
+        ("save_file", SafetensorError("I/O error: Read-only file system")),
+    ],
+)
+def test_a_folder_that_takes_no_file_is_read_all_the_same(stored, monkeypatch, caplog, writes, error) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
 
     def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        raise error
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(gallery, "replacing", refuse)
+        patched.setattr(gallery, writes, refuse)
         gathered = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
     assert "Read-only file system" in caplog.text and not (folder / gallery.CONSOLIDATED).exists()
     read = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)

@@ -128,23 +128,21 @@ def natural(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Read a number of seconds from 0 to a day."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from 0 to 86400")
-    return value
+    return _number(text, 86400, "a number of seconds")
 
 
 def percent(text: str) -> float:
     """Read a share in per cent."""
+    return _number(text, 100, "a number")
+
+
+def _number(text: str, most: float, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what} from 0 to {most:g}")
     return value
 
 
