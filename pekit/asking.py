@@ -20,7 +20,7 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
-from pekit.files import digest_of
+from pekit.files import digest_if_readable
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
@@ -127,18 +127,18 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
     stored = stored_answers(settings.resume) if settings.resume else []
     replied = [answer for answer in stored if answer.reply is not None]
     items = {item.number: item for item in questions.items}
-    changed = [
-        answer
-        for answer in replied
-        if (item := items.get(answer.query.number)) and _has_changed(item.question.photo, answer.query.photo_digest)
-    ]
-    if changed:
+    changed = {
+        number
+        for number, digest in {(answer.query.number, answer.query.photo_digest) for answer in replied}
+        if (item := items.get(number)) and _has_changed(item.question.photo, digest)
+    }
+    if outdated := [answer for answer in replied if answer.query.number in changed]:
         log.warning(
             "%d replies are about photos that have changed since, such as %s: asking again",
-            len(changed),
-            changed[0].query.photo_name,
+            len(outdated),
+            outdated[0].query.photo_name,
         )
-        replied = [answer for answer in replied if answer not in changed]
+        replied = [answer for answer in replied if answer.query.number not in changed]
     vanished = {answer.query.number for answer in replied} - items.keys()
     most = None if settings.limit is None else max(0, settings.limit - len(vanished))
     return replied, questions.items[:most]
@@ -146,7 +146,7 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
 
 def _has_changed(photo: Path | None, digest: str) -> bool:
     """Whether a photo can be read and is not the one of this digest; of one that cannot, the reply is all there is."""
-    if photo is None or _digest(photo) == digest:
+    if photo is None or digest_if_readable(photo) == digest:
         return False
     try:
         open_image(photo)
@@ -154,14 +154,6 @@ def _has_changed(photo: Path | None, digest: str) -> bool:
         log.warning("%s: the reply about it stays", error)
         return False
     return True
-
-
-def _digest(photo: Path | None) -> str:
-    """Of a photo's content; "" where there is none or it cannot be read."""
-    try:
-        return digest_of(photo) if photo else ""
-    except OSError:
-        return ""
 
 
 # --- where the concepts are ---------------------------------------------------------------------------------------
@@ -270,7 +262,7 @@ def _unaided(item: Item, wording: Wording) -> Query:
         prompt=with_options(text, options),
         gpt_answer=item.gpt_answer,
         photo=question.photo,
-        photo_digest=_digest(question.photo),
+        photo_digest=digest_if_readable(question.photo) if question.photo else "",
     )
 
 

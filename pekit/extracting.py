@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pekit.cli import LoadingSettings, ModelSettings
-from pekit.files import digest_of
+from pekit.files import digest_if_readable
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
@@ -78,13 +78,10 @@ def run_extraction(
 
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
-    stored = Stored()
+    stored = first(lambda: Stored() if shard.rank else _look_through(manifest, photos, settings), shard)
     if shard.rank == 0:
-        stored = first(lambda: _look_through(manifest, photos, settings), shard)
         anew = stored.removed | stored.outdated | (set(map(place, tasks)) if settings.overwrite else set())
         missing = [i for i, task in enumerate(tasks) if place(task) in anew or not place(task).is_file()]
-    else:
-        first(Stored, shard)
     # All go by what the first has found, before anyone adds to it, so that what is left is shared evenly.
     left = [tasks[i] for i in gather(missing, shard)[0]]
     mine = set(shard.share(list(dict.fromkeys(task.photo for task in left))))
@@ -179,9 +176,10 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
     by_stem = {(photo.concepts[0], photo.path.stem): photo for photo in photos}
     present = [(by_stem[key, view[0]], view) for key, own in views.items() for view in own if (key, view[0]) in by_stem]
     with ThreadPoolExecutor() as readers:
-        digests = dict(zip(by_stem.values(), readers.map(_digest, by_stem.values()), strict=True))
+        known = list(dict.fromkeys(photo for photo, _ in present))
+        digests = dict(zip(known, readers.map(digest_if_readable, (photo.path for photo in known)), strict=True))
         files = [view_file(folder, photo.concepts[0], *view) for photo, view in present]
-        flags = readers.map(lambda file, digest: _is_outdated(file, digest), files, (digests[p] for p, _ in present))
+        flags = readers.map(_is_outdated, files, (digests[photo] for photo, _ in present))
         outdated = {
             file: (photo, view[1]) for file, (photo, view), flag in zip(files, present, flags, strict=True) if flag
         }
@@ -211,18 +209,10 @@ def _difference(manifest: Manifest, folder: Path) -> str | None:
     return replace(stored, n_augment=min(stored.n_augment, max(numbers))).difference(manifest)
 
 
-def _digest(photo: Photo) -> str | None:
-    """Of a photo's content; None where it cannot be read."""
+def _is_outdated(view: Path, digest: str) -> bool:
+    """Whether a view was not made from the photo of this digest, or cannot be read; never where there is no digest."""
     try:
-        return digest_of(photo.path)
-    except OSError:
-        return None
-
-
-def _is_outdated(view: Path, digest: str | None) -> bool:
-    """Whether a view was not made from the photo of this digest, or cannot be read."""
-    try:
-        return digest is not None and load_view(view).photo_digest != digest
+        return bool(digest) and load_view(view).photo_digest != digest
     except UserError:
         return True
 

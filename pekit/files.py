@@ -43,3 +43,11 @@ def digest_of(path: Path) -> str:
     """Of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def digest_if_readable(path: Path) -> str:
+    """Of a file's content; "" where it cannot be read."""
+    try:
+        return digest_of(path)
+    except OSError:
+        return ""

@@ -181,17 +181,23 @@ def _descriptor(path: Path) -> np.ndarray:
 
 def _padded(rows: Sequence[Sequence[np.ndarray]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Rows of C concepts to arrays (C, V, D) and bool (C, V); a row of zeros is a view without patches."""
-    widths = {len(row) for own in rows for row in own}
-    if len(widths) > 1:
-        raise UserError(
-            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
-        )
-    shape = (len(rows), max(map(len, rows)), widths.pop())
+    width = _one_of({len(row) for own in rows for row in own}, folder)
+    shape = (len(rows), max(map(len, rows)), width)
     stacked, valid = np.zeros(shape, dtype=rows[0][0].dtype), np.zeros(shape[:2], dtype=bool)
     for c, own in enumerate(rows):
         stacked[c, : len(own)] = own
         valid[c, : len(own)] = stacked[c, : len(own)].any(1)
     return stacked, valid
+
+
+def _one_of(widths: set[int], folder: Path) -> int:
+    """The width that all views have."""
+    if len(widths) > 1:
+        raise UserError(
+            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
+        )
+    [width] = widths
+    return width
 
 
 # --- from one file for all ----------------------------------------------------------------------------------------
@@ -257,12 +263,16 @@ class _Index:
         source = hashlib.sha256(self.signature.encode() + flat.tobytes()).hexdigest()
         return Gallery(tuple(concepts), descriptors, valid, files, source)
 
+    def span(self, concept: str) -> slice:
+        """Rows of one concept; none where it is not among them."""
+        number = self.concepts.get(concept)
+        return slice(0, 0) if number is None else slice(*self.starts[number : number + 2].tolist())
+
     def _chosen(self, concept: str, variation: str, n_views: int, seed: int) -> np.ndarray:
         """Rows in use of one concept."""
-        number = self.concepts.get(concept)
-        first, last = (0, 0) if number is None else self.starts[number : number + 2].tolist()
-        stored = [split_name(Path(file)) for file in self.files[first:last]]
-        return first + np.array(choose_views(stored, self.folder, concept, variation, n_views, seed))
+        span = self.span(concept)
+        stored = [split_name(Path(file)) for file in self.files[span]]
+        return span.start + np.array(choose_views(stored, self.folder, concept, variation, n_views, seed))
 
 
 def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
@@ -337,16 +347,13 @@ def _gather(folder: Path, dated: dict[str, int], former: _Index | None) -> dict[
         zip(stored, starts, starts[1:], strict=False), total=len(stored), desc="gathering", unit="concept"
     ):
         if former and former.dated.get(concept) == dated[concept]:
-            own: Any = former.rows[slice(*former.starts[former.concepts[concept] :][:2])]
+            own: Any = former.rows[former.span(concept)]
         else:
             own = [_descriptor(folder / file) for file in files[first:last]]
         widths |= set(map(len, own))
-        if len(widths) > 1:
-            raise UserError(
-                f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
-            )
+        width = _one_of(widths, folder)
         if not len(rows):
-            rows = np.zeros((len(files), *widths), np.float16)  # one array, so that no second one is ever in memory
+            rows = np.zeros((len(files), width), np.float16)  # one array, so that no second one is ever in memory
         rows[first:last] = own
     return {
         "rows": torch.from_numpy(rows),

@@ -664,15 +664,22 @@ def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, 
     assert (run / "results_summary.json").read_bytes() == final
 
 
+def run_whose_first_photo_vanishes(
+    ask: Call, world: Path, tmp_path: Path, answered: int, *options: object
+) -> tuple[Path, tuple[object, ...]]:
+    """The folder of a run that has so many answers, whose first photo is gone since, and its data's options."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
+    with ChatServer(lambda body, n: "A" if n < answered else (503, "busy")) as server:
+        assert_ran(ask(*run, *options, *served(server), "--concurrency", 1), 1)
+    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").unlink()
+    return only_run(tmp_path / "results"), run
+
+
 def test_a_question_answered_before_its_photo_vanished_counts_once(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(world / "data", tmp_path / "data")
-    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
-    with ChatServer(lambda body, n: "A" if n < 2 else (503, "busy")) as server:
-        assert_ran(ask(*run, *served(server), "--concurrency", 1), 1)
-    folder = only_run(tmp_path / "results")
-    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").unlink()
+    folder, run = run_whose_first_photo_vanishes(ask, world, tmp_path, 2)
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--resume", folder, *run, *served(server)))
         assert len(server.bodies) == 1
@@ -693,12 +700,7 @@ def test_a_run_ended_with_another_grader_says_so(ask: Call, nowhere: dict, tmp_p
 def test_a_limited_run_whose_photo_vanished_asks_no_more_and_is_regraded(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(world / "data", tmp_path / "data")
-    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
-    with ChatServer(lambda body, n: "A" if n < 1 else (503, "busy")) as server:
-        assert_ran(ask(*run, "--limit", 2, *served(server), "--concurrency", 1), 1)
-    folder = only_run(tmp_path / "results")
-    (tmp_path / "data/YoLLaVA/test/pig-cup/0.png").unlink()
+    folder, run = run_whose_first_photo_vanishes(ask, world, tmp_path, 1, "--limit", 2)
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--resume", folder, *run, *served(server)))
         assert [prompt_of(body) for body in server.bodies] == ["Where is pig-cup? A.left or B.right"]
