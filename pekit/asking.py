@@ -83,7 +83,9 @@ def run_vqa(
         UserError: views or models are missing, or the run to go on with is another one.
     """
     replied, items = _still_to_ask(questions, settings)
-    gallery = find_gallery(items, concepts, settings)
+    # those answered already, too, or the views would not be those that the run began with
+    asked_about = {*_concepts_of(items), *(key for answer in replied for key in answer.query.concepts)}
+    gallery = find_gallery(asked_about, concepts, settings)
     if gallery:
         _check_views(settings, models, loading)
     if shard.rank:
@@ -159,13 +161,16 @@ def _has_changed(photo: Path | None, digest: str) -> bool:
 # --- where the concepts are ---------------------------------------------------------------------------------------
 
 
-def find_gallery(items: Sequence[Item], concepts: Sequence[Concept], settings: VqaSettings) -> Gallery | None:
+def _concepts_of(items: Iterable[Item]) -> set[str]:
+    return {key for item in items for key in item.question.concepts}
+
+
+def find_gallery(asked_about: set[str], concepts: Sequence[Concept], settings: VqaSettings) -> Gallery | None:
     """The views of the concepts asked about (of all, where others are outlined too); None where no box is drawn."""
     task = TASKS[settings.task]
     if not task.personalised or task.text_only:
         return None
-    asked = {key for item in items for key in item.question.concepts}
-    wanted = [concept for concept in concepts if task.others or concept.key in asked]
+    wanted = [concept for concept in concepts if task.others or concept.key in asked_about]
     return load_gallery(settings.views_folder, wanted, settings.variation, settings.n_training_views, settings.seed)
 
 
@@ -394,7 +399,7 @@ def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaS
     """
     folder = settings.save_folder / settings.task / "dry_run"
     items = questions.items[: min(settings.limit or DRY_RUN_PROMPTS, len(questions.items))]
-    gallery = find_gallery(items, concepts, settings)
+    gallery = find_gallery(_concepts_of(items), concepts, settings)
     located = locate_concepts(items, gallery, settings, models, loading, Shard()) if gallery else {}
     shown: list[tuple[Query, Path | None]] = []
     complete = True

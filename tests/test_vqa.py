@@ -688,6 +688,21 @@ def test_a_question_answered_before_its_photo_vanished_counts_once(
     assert found["missing_photos"]["photos"] == ["./yollava-data/test/lamp/lost.png"]  # which was never there
 
 
+def test_the_only_photo_of_a_concept_may_vanish_once_it_is_answered(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data")
+    with ChatServer(lambda body, n: "A" if "lamp" in prompt_of(body) else (503, "busy")) as server:
+        assert_ran(ask(*run, *served(server)), 1)
+    folder = only_run(tmp_path / "results")
+    (tmp_path / "data/YoLLaVA/test/lamp/0.png").unlink()
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--resume", folder, *run, *served(server)))
+        assert len(server.bodies) == 2
+    assert summary(folder)["overall"]["total"] == 3
+
+
 def test_a_run_ended_with_another_grader_says_so(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--dataset", "yollava", *served(server)))
