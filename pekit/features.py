@@ -1,10 +1,12 @@
 """DINOv2 patch grids, and pooling patches under boxes and masks (method, step 3).
 
 A patch (i, j) belongs to a region when the region holds pixel (p·i, p·j). A box therefore selects a rectangle of the
-grid, and its mean follows from prefix sums of the grid's rows; no box is ever drawn.
+grid, and its mean follows from prefix sums of the grid's columns; no box is ever drawn.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -125,38 +127,40 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
     which = np.full(len(rectangles), -1, dtype=np.int64)
     if not filled.any():
         return grid.new_zeros((0, grid.shape[-1])), which
-    unique, which[filled] = np.unique(rectangles[filled], axis=0, return_inverse=True)
-    # A row of a rectangle is the difference of two prefix sums, so a rectangle of h rows is a weighted sum of 2·h
-    # table entries. A two-way table needs only four, but in fp64 (its large sums cancel); this is faster and as exact.
+    corners = rectangles[filled]
+    keys = np.ravel_multi_index(corners.T, (len(grid) + 1,) * 4)
+    _, first, which[filled] = np.unique(keys, return_index=True, return_inverse=True)
+    # A column of a rectangle is the difference of two prefix sums, so one of w columns is a weighted sum of 2·w table
+    # entries. A two-way table needs only four, but in fp64 (its large sums cancel); this is faster and as exact.
     centre = grid.mean((0, 1))  # channels far from zero would lose digits in the sums
-    x0, y0, x1, y1 = unique.T
-    heights = y1 - y0
-    starts = np.cumsum(heights) - heights
-    box = np.repeat(np.arange(len(unique)), heights)
-    row = np.arange(heights.sum()) - starts[box] + y0[box]
-    width = grid.shape[1] + 1
-    entries = np.stack([row * width + x1[box], row * width + x0[box]], axis=1).ravel()
-    signs = grid.new_ones((len(row), 2))
+    x0, y0, x1, y1 = corners[first].T
+    widths = x1 - x0
+    starts = np.cumsum(widths) - widths
+    box = np.repeat(np.arange(len(first)), widths)
+    column = np.arange(widths.sum()) - starts[box] + x0[box]
+    entries = np.stack([y1[box] * grid.shape[1] + column, y0[box] * grid.shape[1] + column], axis=1).ravel()
+    signs = grid.new_ones((len(column), 2))
     signs[:, 1] = -1
     total = embedding_bag(
         torch.from_numpy(entries).to(grid.device),
-        _prefix_sums(grid - centre).flatten(0, 1),
+        _prefix_sums(grid, centre).flatten(0, 1),
         torch.from_numpy(2 * starts).to(grid.device),
         mode="sum",
         per_sample_weights=signs.flatten(),
     )
-    areas = torch.from_numpy(((x1 - x0) * heights).astype(np.float32)).to(grid.device)
-    return total / areas[:, None] + centre, which
+    areas = torch.from_numpy((widths * (y1 - y0)).astype(np.float32)).to(grid.device)
+    return total.div_(areas[:, None]).add_(centre), which
 
 
-def _prefix_sums(grid: torch.Tensor) -> torch.Tensor:
-    """Sums along each row of the grid: f32 (G, G, D) -> (G, G + 1, D), entry j the sum of the first j patches."""
-    table = grid.new_zeros((grid.shape[0], grid.shape[1] + 1, grid.shape[2]))
+def _prefix_sums(grid: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Sums down each column of grid - centre: f32 (G, G, D), (D,) -> (G + 1, G, D), entry i of the first i patches."""
+    table = grid.new_zeros((grid.shape[0] + 1, *grid.shape[1:]))
+    torch.sub(grid, centre, out=table[1:])
     if grid.device.type == "cpu":  # cumsum is several times slower there
-        for j in range(grid.shape[1]):
-            torch.add(table[:, j], grid[:, j], out=table[:, j + 1])
+        for above, row in pairwise(table):
+            row += above
     else:
-        table[:, 1:] = grid.cumsum(1)
+        table[1:] = table[1:].cumsum(0)
     return table
 
 

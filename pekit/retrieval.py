@@ -142,12 +142,17 @@ def detect(
         One detection per concept found, in the order of the concepts.
     """
     scores = best.scores.astype(np.float64)
-    counts = scores > threshold
-    found = []
-    for concept in np.unique(best.concepts[counts]):
-        merged = counts & (best.concepts == concept)
-        corners = np.concatenate([boxes[merged, :2].min(0), boxes[merged, 2:].max(0)])
-        found.append(Detection(keys[concept], float(scores[merged].mean()), _relative(corners, size)))
+    merged = np.flatnonzero(scores > threshold)
+    if not len(merged):
+        return []
+    merged = merged[np.argsort(best.concepts[merged], kind="stable")]
+    named, first, counts = np.unique(best.concepts[merged], return_index=True, return_counts=True)
+    means = np.add.reduceat(scores[merged], first) / counts
+    upper, lower = np.minimum.reduceat(boxes[merged, :2], first), np.maximum.reduceat(boxes[merged, 2:], first)
+    found = [
+        Detection(keys[concept], float(mean), _relative(corners, size))
+        for concept, mean, corners in zip(named, means, np.concatenate([upper, lower], axis=1), strict=True)
+    ]
     return drop_overlapping(found, box_overlap_thresh)
 
 
@@ -169,7 +174,7 @@ def locate(best: Best, boxes: np.ndarray, column: int, key: str, size: int) -> D
 
 
 def _relative(corners: np.ndarray, size: int) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (float(corner) / size for corner in corners)
+    x0, y0, x1, y1 = (corners / size).tolist()
     return x0, y0, x1, y1
 
 
@@ -179,6 +184,8 @@ def drop_overlapping(detections: list[Detection], box_overlap_thresh: float) -> 
     Two lie in each other when the larger share of one box inside the other, in per cent, exceeds
     ``box_overlap_thresh``; 100 keeps everything.
     """
+    if box_overlap_thresh >= 100:
+        return detections
     dropped: set[int] = set()
     order = sorted(range(len(detections)), key=lambda i: -detections[i].score)
     for place, i in enumerate(order):
