@@ -15,7 +15,7 @@ from pekit.files import digest_if_readable
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
-from pekit.pictures import Task
+from pekit.pictures import AUGMENTATION, Task
 from pekit.pipeline import Recognizer, extract_views
 from pekit.records import Concept, Photo, UserError
 from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, view_file
@@ -130,6 +130,7 @@ def _manifest(
         dtype=models.dtype,
         exif=loading.exif,
         versions=versions(),
+        augmentation=AUGMENTATION,
     )
 
 
@@ -229,7 +230,8 @@ def _remove_leftovers(leftovers: dict[Path, str], failed: dict[str, str]) -> Non
 def _save_manifest(manifest: Manifest, folder: Path) -> None:
     """Write it; where augmented views are there already, their seed and number stay the folder's."""
     if any(folder.glob("*/*.pt")) and (stored := read_manifest(folder)) and stored.n_augment > manifest.n_augment:
-        manifest = replace(manifest, n_augment=stored.n_augment, seed=stored.seed)
+        kept = {name: getattr(stored, name) for name in ("n_augment", "seed", "augmentation")}
+        manifest = replace(manifest, **kept)
     manifest.save(folder)
 
 

@@ -62,9 +62,10 @@ def strict_letter(reply: str, options: Mapping[str, str]) -> str:
     """
     letters = [letter.upper() for letter in options]
     whole = [letter for letter, text in zip(letters, options.values(), strict=True) if exact_match(reply, text)]
-    if len(whole) == 1 and reply.strip().upper() not in letters:
-        return whole[0]
     any_letter = "|".join(map(re.escape, letters))
+    labelled = re.match(rf"\s*({any_letter})\s*([.):]|$)", reply, re.IGNORECASE)  # no article, as in "A. dog"
+    if len(whole) == 1 and not labelled:
+        return whole[0]
     text = re.sub(r"\bA(?=\s+(?!(?:is|or|and)\b)[a-z])", "", reply)  # the article
     named = set(re.findall(rf"\b({any_letter})\b(?!['\u2019])", text))
     named |= {letter.upper() for letter in re.findall(rf"\b({any_letter.lower()})[.):]", reply)}

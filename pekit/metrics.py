@@ -17,8 +17,8 @@ class RecognitionMetrics:
 
     Attributes:
         counts: name -> int (U,), for the names in ``COUNTS``.
-        values: name -> float (U,), for the names in ``FOUR``, "accuracy" (mean of recall and negative recall:
-            weighted, or balanced, accuracy); NaN where a denominator is empty.
+        values: name -> float (U,), for the names in ``FOUR`` and, unless inverted, "accuracy" (mean of recall and
+            negative recall: weighted, or balanced, accuracy); NaN where a denominator is empty.
     """
 
     counts: dict[str, np.ndarray]
@@ -34,9 +34,8 @@ def _ratios(counts: dict[str, np.ndarray], inverted: bool) -> dict[str, np.ndarr
             "neg_recall": counts["correct_neg"] / counts["gt_neg"],
         }
     if inverted:
-        values = {name: 1 - value for name, value in values.items()}
-    values["accuracy"] = (values["recall"] + values["neg_recall"]) / 2
-    return values
+        return {name: 1 - value for name, value in values.items()}  # of these, a mean says nothing
+    return {**values, "accuracy": (values["recall"] + values["neg_recall"]) / 2}
 
 
 def _count(truth: np.ndarray, found: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,7 +90,7 @@ def bootstrap_intervals(
     # block of kinds at a time, so that memory does not grow with the units.
     packed = np.packbits(np.concatenate([truth, found]), axis=0)
     _, first, kind, alike = np.unique(packed, axis=1, return_index=True, return_inverse=True, return_counts=True)
-    per_kind = {name: np.empty((2, len(first))) for name in (*FOUR, "accuracy")}
+    per_kind = {name: np.empty((2, len(first))) for name in (FOUR if inverted else (*FOUR, "accuracy"))}
     sums, filled = ({name: np.zeros(draws) for name in per_kind} for _ in range(2))
     for start in range(0, len(first), BLOCK):
         block = slice(start, start + BLOCK)

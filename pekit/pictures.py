@@ -20,6 +20,7 @@ from pekit.records import Photo, PhotoError
 
 ROTATION_LIMIT = 30
 FLIP_PROBABILITY = 0.5
+AUGMENTATION = 2  # goes up when the same seed draws other augmentations than before; 1 tied the flip to the rotation
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,11 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
         [
             albumentations.Rotate(limit=ROTATION_LIMIT, border_mode=0, fill=0, p=1.0),  # 0: constant border
             albumentations.HorizontalFlip(p=FLIP_PROBABILITY),
-        ],
-        seed=int.from_bytes(key[:4], "big"),
+        ]
     )
+    # Compose would give one seed to both, and their equal draws would tie the flip to the direction of the rotation.
+    for i, part in enumerate(transform.transforms):
+        part.set_random_seed(int.from_bytes(key[4 * i : 4 * i + 4], "big"))
     return Image.fromarray(transform(image=np.asarray(image))["image"])
 
 

@@ -91,12 +91,8 @@ class Wording:
 
     def __init__(self, concepts: Sequence[Concept], invented: bool = False) -> None:
         self.names = shown_names(concepts, invented)
-        self._renamed = {
-            _plain(spelling): self.names[concept.key]
-            for concept in concepts
-            for spelling in (concept.name, without_category(concept.key))
-            if self.names[concept.key] != concept.name
-        }
+        # All of them: a text may speak of a concept beside the ones that are known.
+        self._renamed = {_plain(name): made_up for name, made_up in name_map("invented").items()} if invented else {}
         spellings = sorted(self._renamed, key=len, reverse=True)
         letters = ("['\u2019]?".join(map(re.escape, spelling)) for spelling in spellings)
         self._spelled = re.compile(rf"\b({'|'.join(letters)})\b", re.IGNORECASE) if spellings else None

@@ -113,6 +113,7 @@ class Manifest:
         dtype: number format of the models.
         exif: whether EXIF orientation was applied.
         versions: versions of the libraries.
+        augmentation: which way of drawing augmentations made them, ``pictures.AUGMENTATION``.
     """
 
     models: dict[str, dict]
@@ -125,6 +126,7 @@ class Manifest:
     dtype: str
     exif: bool
     versions: dict[str, str]
+    augmentation: int = 1  # manifests did not hold it then
 
     def difference(self, other: Manifest) -> str | None:
         """Name what keeps views from being added to these, these views' value first; None where nothing does."""
@@ -137,8 +139,11 @@ class Manifest:
         for name in ("split", "mask_kind", "size", "min_mask_area", "exif", "dtype"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
-        if self.n_augment and other.n_augment and self.seed != other.seed:
-            return f"augmentations of seed {self.seed}, not {other.seed}"
+        if self.n_augment and other.n_augment:
+            if self.seed != other.seed:
+                return f"augmentations of seed {self.seed}, not {other.seed}"
+            if self.augmentation != other.augmentation:
+                return "augmentations that another version of PeKit drew"
         if 0 < other.n_augment < self.n_augment:  # they would all be in use
             return f"{self.n_augment} augmentations of a photo, not {other.n_augment}"
         return None

@@ -83,6 +83,10 @@ def test_three_options() -> None:
         ("Vitamin B", {"A": "Vitamin B", "B": "iron"}, "A"),
         ("b", {"A": "B", "B": "C"}, "B"),  # a bare letter is a letter
         ("", {"A": "A", "B": "the"}, ""),
+        *((f"A{mark} dog", {"A": "cat", "B": "dog"}, "A") for mark in (".", ")", ":", " .")),
+        ("a. Dog.", {"A": "cat", "B": "dog"}, "A"),
+        ("B. cat", {"A": "cat", "B": "dog"}, "B"),
+        ("A dog.", {"A": "cat", "B": "dog"}, "B"),
         ("It is y", {"a]": "x", "^": "y"}, "^"),
         ("a].", {"a]": "x", "^": "y"}, "A]"),
     ],

@@ -65,7 +65,7 @@ class TestAugment:
         below = (ys - 100 - reach) ** 2 + (xs - 100) ** 2 < 64
         values[right], values[below] = (255, 0, 0), (0, 0, 255)
         image = Image.fromarray(values)
-        angles, flips = [], 0
+        angles, flips = [], []
         for number in range(1, 121):
             found = np.asarray(augment(image, 0, "dots.png", number)).astype(int)
             assert found.shape == values.shape  # size kept
@@ -73,7 +73,7 @@ class TestAugment:
             blue = (found[..., 2] > 150) & (found[..., 0] < 100)
             (red_y, red_x), (blue_y, blue_x) = (np.argwhere(dot).mean(0) - 100 for dot in (red, blue))
             mirrored = red_x < 0
-            flips += mirrored
+            flips.append(mirrored)
             angle = np.degrees(np.arctan2(red_y, -red_x if mirrored else red_x))
             assert np.hypot(red_y, red_x) == pytest.approx(reach, abs=2)  # neither scaled nor moved
             assert np.degrees(np.arctan2(blue_y, -blue_x if mirrored else blue_x)) == pytest.approx(angle + 90, abs=3)
@@ -82,7 +82,10 @@ class TestAugment:
                 assert found[0, 0].max() < 60 and found[-1, -1].max() < 60 and found[0, -1].max() < 60
         assert -31 < min(angles) < -20 and 20 < max(angles) < 31
         assert abs(np.mean(angles)) < 6 and np.std(angles) > 12  # even over ±30: a deviation of 17
-        assert 40 < flips < 80
+        assert 40 < sum(flips) < 80
+        left, mirrored = np.array(angles) < 0, np.array(flips)
+        for side_of_rotation in (left, ~left):  # either may be flipped or not
+            assert 0.3 < mirrored[side_of_rotation].mean() < 0.7
 
 
 class TestLoading:

@@ -122,6 +122,7 @@ def test_description_as_context() -> None:
         ("Is Alex\u2019s hat beside Zaks dog Coffee?", [HAT, COFFEE], True, "Is Vex beside Glint?"),
         ("Is ALEXS HAT beside alex's hatbox?", [HAT], True, "Is Vex beside alex's hatbox?"),
         ("Is Alex\u2019s hat red?", [HAT], False, "Is Alex\u2019s hat red?"),
+        ("Is <sks> left of Nikki's car?", [HAT], True, "Is Vex left of Pax?"),  # not among the known ones
         ("Where is <sks>?", [CASEY], True, "Where is Casey?"),
     ],
 )

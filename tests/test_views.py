@@ -304,6 +304,7 @@ class TestManifest:
             ({"seed": 43}, ("42", "43")),
             ({"split": "test"}, ("split train", "test")),
             ({"n_augment": 3}, ("9 augmentations", "3")),
+            ({"augmentation": 2}, ("augmentations that another version of PeKit drew",)),
         ],
     )
     def test_what_keeps_views_apart_is_named(self, manifest: views.Manifest, change: dict, words: tuple) -> None:
@@ -312,7 +313,7 @@ class TestManifest:
 
     def test_what_does_not_matter(self, manifest: views.Manifest) -> None:
         assert manifest.difference(replace(manifest, versions={"torch": "3"})) is None
-        assert manifest.difference(replace(manifest, seed=1, n_augment=0)) is None  # no draw in untouched photos
+        assert manifest.difference(replace(manifest, seed=1, augmentation=2, n_augment=0)) is None  # no draw
         assert manifest.difference(replace(manifest, n_augment=12)) is None  # nine of them are there
 
     def test_a_damaged_manifest_is_named(self, tmp_path: Path) -> None:
