@@ -125,21 +125,10 @@ def wrap(prompt: str, style: str, with_image: bool, line_break: str = "\n") -> l
         with_image: whether there is a photo.
         line_break: what follows the photo in the released wrap; empty where the template itself breaks the line.
     """
-    if style == "released":
-        head = ["USER: ", IMAGE, line_break] if with_image else ["USER: "]
-        return _joined([*head, f"{prompt}\nASSISTANT:"])
-    return [IMAGE, prompt] if with_image else [prompt]
-
-
-def _joined(parts: Sequence) -> list:
-    """Neighbouring texts as one."""
-    joined: list = []
-    for part in parts:
-        if joined and isinstance(part, str) and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
+    if style != "released":
+        return [IMAGE, prompt] if with_image else [prompt]
+    text = f"{prompt}\nASSISTANT:"
+    return ["USER: ", IMAGE, line_break + text] if with_image else ["USER: " + text]
 
 
 # --- transformers -------------------------------------------------------------------------------------------------
