@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,7 +77,7 @@ class Checkpoint:
         Raises:
             UserError: weights are missing, damaged, or not of this architecture.
         """
-        with _Explained(self.option, self.source):
+        with _explained(self.option, self.source):
             model, info = model_class.from_pretrained(
                 self.name, revision=self.revision or "main", dtype=dtype, output_loading_info=True
             )
@@ -89,12 +91,12 @@ class Checkpoint:
 
     def part(self, auto_class: Any, **options: Any) -> Any:
         """Load a tokenizer or an image processor of the checkpoint."""
-        with _Explained(self.option, self.source):
+        with _explained(self.option, self.source):
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 
     def described(self) -> ModelSource:
         """Name, revision and fingerprint; the hub's weights are fetched first where they are not on disk."""
-        with _Explained(self.option, self.source):
+        with _explained(self.option, self.source):
             folder = Path(self.name)
             if not folder.is_dir():
                 folder = _fetched(self.name, self.revision or "main")
@@ -130,7 +132,7 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
         name, revision = str(folder), ""
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
-    with _Explained(option, source):
+    with _explained(option, source):
         if not folder.is_dir():
             _ask_once(name, revision or "main")
         config = AutoConfig.from_pretrained(name, revision=revision or "main")
@@ -148,26 +150,20 @@ def identify(models: ModelSettings, ground: bool, segment: bool) -> dict[str, di
     return {role: find_checkpoint(getattr(models, role), *ROLES[role]).described().as_json() for role in roles}
 
 
-class _Explained:
+@contextmanager
+def _explained(option: str, source: str) -> Iterator[None]:
     """Turn the library's errors about missing or damaged checkpoints into one sentence with the mend."""
-
-    def __init__(self, option: str, source: str) -> None:
-        self.option, self.source = option, source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if kind is None or not issubclass(kind, LOADING_ERRORS):
-            return
-        if kind is torch.OutOfMemoryError:
-            return
-        if Path(self.source).expanduser().is_dir():
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except LOADING_ERRORS as error:
+        if Path(source).expanduser().is_dir():
             mend = "check that the folder is complete"
         else:
             mend = "check the id and the network, or download it where there is one and give the folder"
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{self.option} {self.source} cannot be loaded ({reason}): {mend}") from error
+        raise UserError(f"{option} {source} cannot be loaded ({reason}): {mend}") from error
 
 
 def _ask_once(name: str, revision: str) -> None:
