@@ -42,7 +42,7 @@ class PatchFeatures:
         self.grid, self.width = size // self.patch, int(config.hidden_size)
         self._skip = 1 + getattr(config, "num_register_tokens", 0)  # class token, registers
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), keep_size=True)
-        self.model = checkpoint.load(AutoModel, dtype, device)
+        self.model = checkpoint.load(AutoModel, dtype=dtype).to(device)
         self.source = checkpoint.described()
         self.device, self.dtype = device, dtype
 

@@ -71,26 +71,22 @@ class Checkpoint:
     revision: str | None
     config: Any
 
-    def load(self, model_class: Any, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        """Load the weights for inference.
+    def load(self, model_class: Any, **options: Any) -> torch.nn.Module:
+        """Load the weights for inference; ``options`` are those of ``from_pretrained``.
 
         Raises:
             UserError: weights are missing, damaged, or not of this architecture.
         """
-        with _explained(self.option, self.source):
-            model, info = model_class.from_pretrained(
-                self.name, revision=self.revision or "main", dtype=dtype, output_loading_info=True
-            )
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
+        model, info = self.part(model_class, output_loading_info=True, **options)
+        if missing := sorted(info["missing_keys"]):  # they would be random numbers
             raise UserError(
                 f"{self.option} {self.source} lacks {len(missing)} weights of {model_class.__name__} ({missing[0]} …): "
                 "give a complete checkpoint"
             )
-        return model.to(device).eval().requires_grad_(False)
+        return model.eval().requires_grad_(False)
 
     def part(self, auto_class: Any, **options: Any) -> Any:
-        """Load a tokenizer or an image processor of the checkpoint."""
+        """Load a part of the checkpoint, such as its tokenizer, by the class that knows how."""
         with _explained(self.option, self.source):
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 

@@ -36,7 +36,7 @@ class Grounder:
         checkpoint = find_checkpoint(source, *ROLES["grounding"])
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
         self._tokenizer = checkpoint.part(AutoTokenizer)
-        self.model = checkpoint.load(GroundingDinoForObjectDetection, dtype, device)
+        self.model = checkpoint.load(GroundingDinoForObjectDetection, dtype=dtype).to(device)
         self.source = checkpoint.described()
         self._size, self.device, self.dtype = size, device, dtype
 
@@ -95,7 +95,7 @@ class Segmenter:
         checkpoint = find_checkpoint(source, *ROLES["masks"])
         self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
         self.prepare = PictureInput(self._processor)
-        self.model = checkpoint.load(SamModel, dtype, device)
+        self.model = checkpoint.load(SamModel, dtype=dtype).to(device)
         self.source = checkpoint.described()
         self._size, self.device, self.dtype = size, device, dtype
 
