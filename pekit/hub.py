@@ -86,7 +86,7 @@ class Checkpoint:
         return model.eval().requires_grad_(False)
 
     def part(self, auto_class: Any, **options: Any) -> Any:
-        """Load a part of the checkpoint, such as its tokenizer, by the class that knows how."""
+        """Load the checkpoint's configuration, tokenizer, processor or model, as ``auto_class`` does."""
         with _explained(self.option, self.source):
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 
@@ -99,11 +99,18 @@ class Checkpoint:
         return ModelSource(self.source, self.name, self.revision, fingerprint(folder))
 
 
-def split_source(source: str) -> tuple[str, str]:
-    """Name and revision, empty where there is none, of ``id@revision``; a folder may have an ``@`` in its path."""
-    if Path(source).expanduser().is_dir():
-        return source, ""
+def split_source(source: str, option: str) -> tuple[str, str]:
+    """Name and revision, empty where there is none, of ``id@revision``; a folder may have an ``@`` in its path.
+
+    Raises:
+        UserError: it can only be a folder's path, and there is no such folder.
+    """
     name, _, revision = source.partition("@")
+    for path in (source, name):
+        if (folder := Path(path).expanduser()).is_dir():
+            return str(folder), ""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
     return name, revision
 
 
@@ -118,25 +125,19 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
     Raises:
         UserError: no such folder, no such checkpoint, no network, or another architecture.
     """
-    name, revision = split_source(source)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{option} {source} has no config.json: give a folder written by save_pretrained, or a hub id"
-            )
-        name, revision = str(folder), ""
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{option} {source}: no such folder; give a folder written by save_pretrained, or a hub id")
+    name, revision = split_source(source, option)
+    local = Path(name).is_dir()
+    if local and not Path(name, "config.json").is_file():
+        raise UserError(f"{option} {source} has no config.json: give a folder written by save_pretrained, or a hub id")
     with _explained(option, source):
-        if not folder.is_dir():
+        if not local:
             _ask_once(name, revision or "main")
         config = AutoConfig.from_pretrained(name, revision=revision or "main")
     if config.model_type not in model_types:
         raise UserError(
             f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}"
         )
-    commit = None if folder.is_dir() else getattr(config, "_commit_hash", None) or revision or None
+    commit = None if local else getattr(config, "_commit_hash", None) or revision or None
     return Checkpoint(option, source, name, commit, config)
 
 

@@ -9,9 +9,8 @@ import os
 import re
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -146,17 +145,15 @@ class LocalLvlm(Lvlm):
 
         from pekit.hub import Checkpoint, split_source
 
-        name, revision = split_source(settings.source)
-        if not Path(name).expanduser().is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-            raise UserError(f"--vlm_model {name}: no such folder; give one written by save_pretrained, or a hub id")
+        name, revision = split_source(settings.source, "--vlm_model")
         if not settings.trust_remote_code and native_port(name) != name:
             log.info("%s is read from its native port %s", name, native_port(name))
             name = native_port(name)
         self._trust = {"trust_remote_code": settings.trust_remote_code}
         checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, None)
         config = checkpoint.part(AutoConfig, **self._trust)
-        revision = getattr(config, "_commit_hash", None) or revision
-        self._checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, config)
+        commit = getattr(config, "_commit_hash", None) or checkpoint.revision
+        self._checkpoint = replace(checkpoint, revision=commit, config=config)
         self._processor = self._checkpoint.part(AutoProcessor, **self._trust)
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"--vlm_model {settings.source} has no chat template: give an instruction-tuned model")
