@@ -321,7 +321,7 @@ def ask(
     config: dict,
     settings: VqaSettings,
     loading: LoadingSettings,
-) -> list[Answer]:  # fmt: skip
+) -> list[Answer]:
     """Put the queries to the LVLM; each reply goes to ``answers.jsonl`` as it comes.
 
     Returns:

@@ -17,7 +17,6 @@ from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurr
 from pekit.records import UserError
 from pekit.results import write_json
 
-GRADERS = ("gpt", "exact", "none")
 JUDGE_VERSION = 1  # of the instruction below; part of the cache's keys
 JUDGE_INSTRUCTION = (
     "You check the answers of a system that was asked about a photo. You are given the question, the correct answer "
@@ -240,7 +239,7 @@ def grade(
 
     Args:
         answers: those without a reply stay ungraded.
-        grader: one of ``GRADERS``.
+        grader: "gpt", "exact" or "none".
         judge: for "gpt".
         concurrency: requests in flight to the judge.
     """

@@ -61,7 +61,6 @@ class Matcher:
 
     def __init__(self, gallery: Gallery, device: torch.device) -> None:
         self._concepts, self._views, self._width = gallery.descriptors.shape
-        self._device = device
         self._stored = torch.from_numpy(gallery.descriptors)
         self._padding = None if gallery.valid.all() else torch.from_numpy(~gallery.valid.T).to(device)
         self._step = min(self._concepts, max(1, CHUNK_VIEWS // self._views))

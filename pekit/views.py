@@ -1,4 +1,4 @@
-"""Stored reference views: the one owner of their paths, files, manifest, and of the gallery made from them.
+"""Stored reference views: the one owner of their paths, files and manifest.
 
 Path of a view (the published one): ``<features_folder>/<dataset>/[multi_concept/]extracted_features/[gsam/]
 <concept folder>/<photo stem>_<augmentation>.pt``; the untouched photo is augmentation 0.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ import torch
 
 from pekit.files import write_atomically
 from pekit.records import UserError, View
-
-log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 

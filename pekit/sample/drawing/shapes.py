@@ -53,11 +53,6 @@ class Layers:
         box = (self._px(x - rx), self._px(y - ry), self._px(x + rx), self._px(y + ry))
         self.pens[layer].ellipse(box, fill=255)
 
-    def cut(self, layer: str, x: float, y: float, rx: float, ry: float) -> None:
-        """Make an elliptic hole."""
-        box = (self._px(x - rx), self._px(y - ry), self._px(x + rx), self._px(y + ry))
-        self.pens[layer].ellipse(box, fill=0)
-
     def box(self, layer: str, x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> None:
         corners = (self._px(x0), self._px(y0), self._px(x1), self._px(y1))
         self.pens[layer].rounded_rectangle(corners, radius=radius * self.side / 2, fill=255)
