@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -23,9 +25,10 @@ from pekit.datasets import open_image
 from pekit.files import digest_if_readable
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
+from pekit.hub import identify
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.parallel import Shard, gather, joined
-from pekit.prompting import TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
+from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
 from pekit.retrieval import locate
@@ -46,7 +49,6 @@ from pekit.vqa_runs import (
 
 log = logging.getLogger(__name__)
 
-MOST_OUTLINED = 8  # there are no more colours
 DRY_RUN_PROMPTS = 3
 
 
@@ -177,7 +179,6 @@ def find_gallery(asked_about: set[str], concepts: Sequence[Concept], settings: V
 def _check_views(settings: VqaSettings, models: ModelSettings, loading: LoadingSettings) -> None:
     """Views and photos must go through the same models at the same size."""
     from pekit.detecting import check_views  # loads the recognition's libraries
-    from pekit.hub import identify
 
     check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading)
 
@@ -199,6 +200,7 @@ def locate_concepts(
 
     names = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
     photos = shard.share([Photo(path, name) for path, name in names.items()])
+    least = -math.inf if settings.detect_thresh is None else settings.detect_thresh
     located: dict[Path, list[Detection]] = {}
     recognizer = Recognizer(models, ground=True) if photos else None
     matched = match_photos(recognizer, photos, gallery, loading) if recognizer else iter(())
@@ -209,23 +211,12 @@ def locate_concepts(
             locate(matches.best, matches.boxes_xyxy, column, key, models.size)
             for column, key in enumerate(gallery.keys)
         )
-        regions = [detection for detection in found if detection and _exceeds(detection, settings.detect_thresh)]
+        regions = [detection for detection in found if detection and detection.score > least]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
     del recognizer, matched  # the LVLM needs their room
     gc.collect()
-    _free_gpu()
+    torch.cuda.empty_cache()
     return {path: regions for part in gather(located, shard) for path, regions in part.items()}
-
-
-def _exceeds(detection: Detection, threshold: float | None) -> bool:
-    return threshold is None or detection.score > threshold
-
-
-def _free_gpu() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------
@@ -302,12 +293,12 @@ def choose_regions(
     """
     by_key = {detection.concept: detection for detection in located}
     chosen = [by_key[key] for key in keys if key in by_key]
-    most = min(len(chosen) + others, MOST_OUTLINED)
+    most = min(len(chosen) + others, len(COLOURS))
     for detection in located:
         taken = {other.box_xyxyn for other in chosen}
         if len(chosen) < most and detection.concept not in keys and detection.box_xyxyn not in taken:
             chosen.append(detection)
-    return chosen[:MOST_OUTLINED], tuple(key for key in keys if key not in by_key)
+    return chosen[: len(COLOURS)], tuple(key for key in keys if key not in by_key)
 
 
 # --- asking -------------------------------------------------------------------------------------------------------
@@ -398,7 +389,7 @@ def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaS
         Queries with their overlays, and whether all photos could be read.
     """
     folder = settings.save_folder / settings.task / "dry_run"
-    items = questions.items[: min(settings.limit or DRY_RUN_PROMPTS, len(questions.items))]
+    items = questions.items[: settings.limit or DRY_RUN_PROMPTS]
     gallery = find_gallery(_concepts_of(items), concepts, settings)
     located = locate_concepts(items, gallery, settings, models, loading, Shard()) if gallery else {}
     shown: list[tuple[Query, Path | None]] = []
