@@ -116,6 +116,6 @@ class Answer:
         fields = {f.name: record[f.name] for f in dataclasses.fields(Query) if f.name in record}
         fields |= {name: tuple(record[name]) for name in ("concepts", "not_found")}
         regions = record["regions"]
-        outlined = tuple(Detection(r["concept"], r["score"], tuple(r["box_xyxyn"])) for r in regions)
+        outlined = tuple(map(Detection.from_json, regions))
         query = Query(**fields, outlined=outlined, names=tuple(region["name"] for region in regions))
         return Answer(query, record["reply"], record["error"], record["seconds"])

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from pekit import results
 from pekit.cli import LoadingSettings, ModelSettings
-from pekit.datasets import Unit
+from pekit.datasets import Unit, open_image
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
+from pekit.prompting import draw_boxes
 from pekit.records import Concept, Detection, Gallery, Photo, UserError
 from pekit.retrieval import detect
 from pekit.views import read_manifest
@@ -259,10 +260,6 @@ def _outcome(record: dict) -> dict:
 
 
 def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
-    from pekit.datasets import open_image
-    from pekit.prompting import draw_boxes
-
-    found = [Detection(d["concept"], d["score"], tuple(d["box_xyxyn"])) for d in detections]
     path = folder / "overlays" / (photo.name.replace("/", "__") + ".png")
     path.parent.mkdir(exist_ok=True)
-    draw_boxes(open_image(photo.path, exif), found).save(path)
+    draw_boxes(open_image(photo.path, exif), [*map(Detection.from_json, detections)]).save(path)

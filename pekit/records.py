@@ -161,6 +161,11 @@ class Detection:
     def as_json(self) -> dict:
         return {"concept": self.concept, "score": self.score, "box_xyxyn": list(self.box_xyxyn)}
 
+    @staticmethod
+    def from_json(record: dict) -> Detection:
+        """Read what ``as_json`` gives; more may stand beside it."""
+        return Detection(record["concept"], record["score"], tuple(record["box_xyxyn"]))
+
 
 @dataclass(frozen=True)
 class Question:
