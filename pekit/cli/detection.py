@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-from pekit import cli
+from pekit import cli, datasets, parallel
 from pekit.records import UserError
 
 MIN_MASK_AREA = {"myvlm": 2000, "this-is-my": 2000, "yollava": 9000}
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Also write each photo with its detections, at the first threshold of several, outlined into the run's folder.",
     )
     group.add_argument(
-        "--save_folder", type=cli.folder, default=cli.Path("results/"), help="Folder of the results (results/)."
+        "--save_folder", type=cli.folder, default=Path("results/"), help="Folder of the results (results/)."
     )
     return parser
 
@@ -84,16 +85,12 @@ def _test_split(args: argparse.Namespace) -> str | None:
 
 
 def _detect(args: argparse.Namespace, argv: list[str]) -> int:
-    from pekit import datasets
-
     test_split = _test_split(args)
     models, loading = cli.model_settings(args), cli.loading_settings(args)
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept)
     units, photos = datasets.query_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
     )
-
-    from pekit import parallel
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from pekit import cli
+from pekit import cli, datasets, parallel
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,15 +47,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extract(args: argparse.Namespace, argv: list[str]) -> int:
-    from pekit import datasets
-
     models, loading = cli.model_settings(args), cli.loading_settings(args)
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept, args.split)
     photos = datasets.reference_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, concepts, args.n_training_views
     )[: args.limit]
-
-    from pekit import parallel
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pekit import cli
+from pekit import cli, parallel, questions
+from pekit.answers import Query
+from pekit.chat import Patience
+from pekit.datasets import views_folder
+from pekit.grading import Judge, read_judge_settings
+from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS
 from pekit.records import UserError
 
 if TYPE_CHECKING:  # torch comes with these
-    from pekit.answers import Query
-    from pekit.chat import Patience
-    from pekit.grading import Judge
-    from pekit.lvlm import LvlmSettings
-    from pekit.questions import QuestionFile
     from pekit.vqa_runs import VqaReport, VqaSettings
+
+log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -151,8 +155,6 @@ def _with_stored_options(argv: list[str]) -> list[str]:
     run = known.resume or known.regrade
     if run is None:
         return argv
-    import json
-
     try:
         config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         stored, folder = config["argv"], config["working_folder"]
@@ -172,8 +174,6 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
-    from pekit import questions
-
     task, models = TASKS[args.task], cli.model_settings(args)
     if args.with_baseline and not task.personalised:
         raise UserError(f"--with_baseline goes with a personalised task, not with {args.task}: leave it out")
@@ -196,8 +196,6 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         descriptions=questions.read_descriptions(described) if described else None,
     )
     _report(found, args)
-    from pekit import parallel
-
     shard = parallel.current_shard()
     alone = args.dry_run or unaided  # no photo is searched, or hardly any
     if alone and shard.rank:
@@ -219,15 +217,10 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _views_folder(args: argparse.Namespace) -> Path:
-    from pekit.datasets import views_folder
-
     return views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
 
 
-def _report(found: QuestionFile, args: argparse.Namespace) -> None:
-    import logging
-
-    log = logging.getLogger(__name__)
+def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
     log.info("%d questions in %s", len(found.items), found.path)
     if found.left_out:
         first = found.left_out[0]
@@ -247,14 +240,10 @@ def _settings(args: argparse.Namespace) -> VqaSettings:
 
 
 def _patience(args: argparse.Namespace) -> Patience:
-    from pekit.chat import Patience
-
     return Patience(args.retries + 1, args.retry_wait, args.timeout)
 
 
 def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
-    from pekit.lvlm import LvlmSettings
-
     chosen = cli.MODEL_SETS.get(args.models, {}).get("lvlm") or str(Path(args.models) / "lvlm")
     return LvlmSettings(
         source=args.vlm_model or chosen,
@@ -275,8 +264,6 @@ def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
     """The judge where open answers need one; a missing key is found before any model is loaded."""
     if args.grader != "gpt" or not open_questions:
         return None
-    from pekit.grading import Judge, read_judge_settings
-
     return Judge(read_judge_settings(args.config), _patience(args), args.save_folder / "judge_cache")
 
 
