@@ -9,11 +9,12 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
 from pekit.records import UserError
+from pekit.sample.drawing import mask_box
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, build_features, sine_positions
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, save_state
 from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
-from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions, tight_box
+from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "features"
 
@@ -106,7 +107,7 @@ def test_box_patches_are_those_of_the_drawn_box(box: tuple[float, ...]) -> None:
 def test_boxes_around_a_mask() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
-    box = tight_box(mask)
+    box = mask_box(mask)
     np.testing.assert_array_equal(box, [3, 2, 9, 5])
     rng = np.random.default_rng(0)
     for _ in range(50):

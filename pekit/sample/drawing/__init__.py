@@ -19,7 +19,7 @@ from pekit.sample.drawing.shapes import CATEGORIES, COLOURS, DARK, PATTERNS, SHA
 
 __all__ = [
     "CATEGORIES", "COLOURS", "PATTERNS", "POOLS", "Instance", "Scene", "SceneObject",
-    "draw_instance", "draw_scene", "look_alike", "random_instance", "random_scene",
+    "draw_instance", "draw_scene", "look_alike", "mask_box", "random_instance", "random_scene",
 ]  # fmt: skip
 
 POOLS = ("train", "heldout", "sample")

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pekit.features import PatchFeatures, patch_rectangles, pixel_boxes, pool_boxes
-from pekit.sample.drawing import Instance
+from pekit.sample.drawing import Instance, mask_box
 from pekit.sample.evaluate import Row
 from pekit.sample.train.groups import Group, draw_group
-from pekit.sample.train.regions import jitter, random_box, tight_box
+from pekit.sample.train.regions import jitter, random_box
 
 SIDE = 518
 THRESHOLD = 0.75
@@ -89,7 +89,7 @@ def pair_marks(drawn: list[Group], grids: list[list[torch.Tensor]], rng: np.rand
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
         for scene, label in enumerate(group.labels):
             for k in np.flatnonzero(np.bincount(label.ravel())[1:]):
-                unit = describe(grid[scene], [jitter(tight_box(label == k + 1), 0.1, rng)])
+                unit = describe(grid[scene], [jitter(mask_box(label == k + 1), 0.1, rng)])
                 if len(unit):
                     shown.append(((number, scene), group.instances[k]))
                     found.append(unit)
@@ -117,7 +117,7 @@ def recognise(
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
         scenes = [scene for scene, label in enumerate(group.labels) if (label == 1).any()][:VIEWS]
         used |= {(number, scene) for scene in scenes}
-        boxes = [jitter(tight_box(group.labels[scene] == 1), 0.1, rng) for scene in scenes]
+        boxes = [jitter(mask_box(group.labels[scene] == 1), 0.1, rng) for scene in scenes]
         views.append(torch.cat([describe(grid[scene], [box]) for scene, box in zip(scenes, boxes, strict=True)]))
     truth, named = [], []
     for number, (group, grid) in enumerate(zip(drawn, grids, strict=True)):
@@ -148,7 +148,7 @@ def recognition_rows(truth: list[int], named: list[set[int]], n_concepts: int) -
 
 def proposals(label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Thirty boxes as loose as a detector's, over and beside the objects of a label map (H, W)."""
-    tight = [tight_box(label == k) for k in np.flatnonzero(np.bincount(label.ravel())[1:]) + 1]
+    tight = [mask_box(label == k) for k in np.flatnonzero(np.bincount(label.ravel())[1:]) + 1]
     boxes = [jitter(box, amount, rng) for box in tight for amount in (0.08, 0.18)]
     for one, two in pairwise(tight):
         boxes.append(np.concatenate([np.minimum(one[:2], two[:2]), np.maximum(one[2:], two[2:])]))

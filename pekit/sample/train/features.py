@@ -24,13 +24,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Dinov2Model
 
-from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance, mask_box
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
-from pekit.sample.train.regions import PATCH, scene_regions, tight_box
+from pekit.sample.train.regions import PATCH, scene_regions
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
@@ -161,7 +161,7 @@ def random_view(label: np.ndarray, reach: float | None, rng: np.random.Generator
     angle = variety * np.radians(rng.uniform(-30, 30)) if rng.random() < 0.4 else 0.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shown = rng.choice(np.unique(label[label > 0]))
-    box = tight_box(label == shown) / len(label) * 2 - 1
+    box = mask_box(label == shown).astype(np.float64) / len(label) * 2 - 1
     centre = (box[:2] + box[2:]) / 2
     if reach is None:
         reach = min(1.0, (box[2:] - box[:2]).max() / 2 * rng.uniform(1.15 - 0.25 * variety, 1.15 + 0.55 * variety))

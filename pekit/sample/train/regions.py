@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pekit.features import patch_rectangles, pixel_boxes, rectangle_members
+from pekit.sample.drawing import mask_box
+
 PATCH = 14
 
 
@@ -34,7 +37,7 @@ def scene_regions(label: np.ndarray, whole: np.ndarray, rng: np.random.Generator
     size = len(label)
     cells = label[::PATCH, ::PATCH]
     total = np.bincount(cells.ravel(), minlength=256)
-    boxes = {int(k): tight_box(label == k) for k in np.flatnonzero(np.bincount(label.ravel())[1:]) + 1}
+    boxes = {int(k): mask_box(label == k) for k in np.flatnonzero(np.bincount(label.ravel())[1:]) + 1}
 
     def region(patches: np.ndarray, instance: int = -1) -> Region:
         inside = np.bincount(cells[patches], minlength=256)
@@ -57,12 +60,6 @@ def scene_regions(label: np.ndarray, whole: np.ndarray, rng: np.random.Generator
         yield region(box_patches(random_box(size, rng), size))
 
 
-def tight_box(mask: np.ndarray) -> np.ndarray:
-    """The box around the set pixels of a bool (H, W) mask: f64 (4,) x1, y1, x2, y2 in px, x2 and y2 exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
-
-
 def jitter(box: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
     """Move each side of a box (4,) by up to `amount` of its width or height."""
     width, height = box[2] - box[0], box[3] - box[1]
@@ -71,7 +68,7 @@ def jitter(box: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarr
 
 def half_box(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A third to three fifths of a box (4,), cut off at one of its four sides."""
-    part = box.copy()
+    part = box.astype(np.float64)
     side = int(rng.integers(4))
     opposite = (side + 2) % 4
     part[side] = box[opposite] + rng.uniform(0.33, 0.6) * (box[side] - box[opposite])
@@ -87,6 +84,5 @@ def random_box(size: int, rng: np.random.Generator) -> np.ndarray:
 
 def box_patches(box: np.ndarray, size: int) -> np.ndarray:
     """The patches whose first pixel lies in the filled box, its corners truncated and clamped: bool (G, G)."""
-    x1, y1, x2, y2 = np.clip(box, 0, size).astype(int)
-    corner = np.arange(0, size, PATCH)
-    return ((corner >= y1) & (corner < y2))[:, None] & ((corner >= x1) & (corner < x2))
+    [rectangle] = patch_rectangles(pixel_boxes(box[None], size), PATCH)
+    return rectangle_members(rectangle, size // PATCH)

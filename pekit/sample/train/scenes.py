@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, random_instance
+from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, mask_box, random_instance
 
 SIZE = 224
 N_SCENES = 12_000
@@ -170,9 +170,7 @@ def label_boxes(labels: np.ndarray, n_objects: int) -> np.ndarray:
     """
     boxes = np.zeros((n_objects, 4), np.float32)
     for k in range(n_objects):
-        mask = labels == k + 1
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        boxes[k] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        boxes[k] = mask_box(labels == k + 1)
     return boxes
 
 
