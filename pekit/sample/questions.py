@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +112,11 @@ def wrong_answer(rng: np.random.Generator, kind: str, own: dict, things: Sequenc
     return str(rng.choice(near or false))
 
 
+def two_options(right: str, wrong: str, letter: str) -> dict[str, str]:
+    """Options A and B; ``letter`` is that of the right one."""
+    return {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
+
+
 def _centre(thing: dict) -> float:
     return (thing["box_xyxyn"][0] + thing["box_xyxyn"][2]) / 2
 
@@ -119,21 +124,10 @@ def _centre(thing: dict) -> float:
 # --- the files ----------------------------------------------------------------------------------------------------
 
 
-class _Letters:
-    """Deals the letters of right answers, as many A as B."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng, self.left = rng, ""
-
-    def deal(self) -> str:
-        self.left = self.left or str(self.rng.choice(["AB", "BA"]))
-        letter, self.left = self.left[0], self.left[1:]
-        return letter
-
-    def options(self, right: str, wrong: str) -> tuple[dict[str, str], str]:
-        letter = self.deal()
-        first, second = (right, wrong) if letter == "A" else (wrong, right)
-        return {"A": first, "B": second}, letter
+def _letters(rng: np.random.Generator) -> Iterator[str]:
+    """The letters of right answers, as many A as B."""
+    while True:
+        yield from str(rng.choice(["AB", "BA"]))
 
 
 def _wording(rng: np.random.Generator, kind: str, name: str) -> str:
@@ -146,7 +140,7 @@ def _visual_questions(
     """One question a photo, with two options or, for a share of them, open; all kinds about equally often."""
     questions: dict[str, dict[str, dict]] = {}
     used: Counter[str] = Counter()
-    letters = _Letters(rng)
+    letters = _letters(rng)
     for i, path in enumerate(path for path in truth if path.startswith(folder)):
         things = truth[path]
         own = next(thing for thing in things if thing["concept"])
@@ -157,7 +151,9 @@ def _visual_questions(
         if is_open:
             entry["answer"] = right
         else:
-            entry["options"], entry["correct_answer"] = letters.options(right, wrong_answer(rng, kind, own, things))
+            wrong = wrong_answer(rng, kind, own, things)
+            letter = next(letters)
+            entry |= {"options": two_options(right, wrong, letter), "correct_answer": letter}
         questions.setdefault(subject(own["concept"]), {})[path.replace(folder, written)] = entry
     return questions
 
@@ -178,10 +174,12 @@ def _least_used(used: Counter[str], kinds: Iterable[str], own: dict, things: Seq
 def _text_questions(rng: np.random.Generator, concepts: dict[str, dict]) -> dict[str, dict[str, dict]]:
     """One question of each kind that a description answers, for each concept."""
     questions: dict[str, dict[str, dict]] = {}
-    letters = _Letters(rng)
+    letters = _letters(rng)
     for key, own in concepts.items():
         for number, kind in enumerate(TEXT_KINDS):
-            option, letter = letters.options(own[kind], wrong_answer(rng, kind, own, [own]))
+            wrong = wrong_answer(rng, kind, own, [own])
+            letter = next(letters)
+            option = two_options(own[kind], wrong, letter)
             entry = {"question": _wording(rng, kind, "sks"), "option": option, "correct_answer": letter}
             questions.setdefault(key, {})[str(number)] = entry
     return questions
@@ -191,14 +189,15 @@ def _pair_questions(rng: np.random.Generator, truth: Truth, folder: str, written
     """One question a photo: every third with two options, about which concept is where; the others open, about one."""
     questions: dict[str, dict[str, dict]] = {}
     used: Counter[str] = Counter()
-    letters = _Letters(rng)
+    letters = _letters(rng)
     for i, path in enumerate(path for path in truth if path.startswith(folder)):
         things = truth[path]
         names = path.removeprefix(folder).split("/")[0].split("_and_")
         pair = [next(t for t in things if t["concept"] and short_name(t["concept"]) == name) for name in names]
         if i % 3 == 0 and abs(_centre(pair[0]) - _centre(pair[1])) >= LEAST_OFF_CENTRE:
             left = int(_centre(pair[1]) < _centre(pair[0]))
-            options, letter = letters.options(names[left], names[1 - left])
+            letter = next(letters)
+            options = two_options(names[left], names[1 - left], letter)
             text = ORDER_TEMPLATE.format(name=names[0], other=names[1])
             entry: dict = {"question": text, "options": options, "correct_answer": letter}
         else:

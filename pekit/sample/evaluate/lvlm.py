@@ -14,7 +14,7 @@ from pekit.records import Detection
 from pekit.sample.benchmark import SIZES
 from pekit.sample.drawing import Scene, random_scene
 from pekit.sample.evaluate import Row
-from pekit.sample.questions import QUESTION_TEMPLATES, right_answer, wrong_answer
+from pekit.sample.questions import QUESTION_TEMPLATES, right_answer, two_options, wrong_answer
 
 NAMES = ("momo", "lulu")
 
@@ -95,12 +95,11 @@ def questions(rng: np.random.Generator) -> list[Request]:
             continue
         letter = "AB"[rng.integers(2)]
         wrong = wrong_answer(rng, kind, own, things)
-        options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
         wording = str(rng.choice(wordings))
         both = any(right_answer(kind, thing, things) == wrong for thing in things)
         for named, picture in shown:
             name = NAMES[pair.index(own)] if named == 2 else NAMES[0]
-            question = with_options(wording.format(name=name), options)
+            question = with_options(wording.format(name=name), two_options(right, wrong, letter))
             tag = Tag(named, kind, letter, both)
             requests.append(Request(tag, picture, box_prompt(question, NAMES[:named])))
     return requests

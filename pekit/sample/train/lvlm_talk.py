@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import InternVLProcessor
 
 from pekit.lvlm import IMAGE, wrap
@@ -24,6 +25,7 @@ from pekit.sample.questions import (
     TEXT_KINDS,
     describe,
     right_answer,
+    two_options,
     wrong_answer,
 )
 from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View, known_answer
@@ -100,7 +102,7 @@ def random_question(rng: np.random.Generator, kind: str, name: str, own: dict, t
         own: the object.
         things: everything in view.
     """
-    right = str(right_answer(kind, own, things)) if kind not in TEXT_KINDS else own[kind]
+    right = str(right_answer(kind, own, things))
     wordings = QUESTION_TEMPLATES[kind][0] * 2 + _MORE_WORDINGS[kind]
     text = str(rng.choice(wordings)).format(name=name)
     if rng.random() < OPEN_SHARE:
@@ -108,7 +110,7 @@ def random_question(rng: np.random.Generator, kind: str, name: str, own: dict, t
     wrong = wrong_answer(rng, kind, own, things)
     if rng.random() < _FALSE_OF_ALL:
         wrong = str(rng.choice([a for a in ANSWERS[kind] if a != right and (kind != "colour" or a != own["accent"])]))
-    return _two_options(rng, kind, text, right, wrong)
+    return _options_turn(rng, kind, text, right, wrong)
 
 
 def order_question(rng: np.random.Generator, view: View, names: Sequence[str]) -> Turn | None:
@@ -125,13 +127,12 @@ def order_question(rng: np.random.Generator, view: View, names: Sequence[str]) -
         return None
     right, wrong = (names[one], names[other]) if centres[0] < centres[1] else (names[other], names[one])
     text = ORDER_TEMPLATE.format(name=names[one], other=names[other])
-    return _two_options(rng, "order", text, right, wrong)
+    return _options_turn(rng, "order", text, right, wrong)
 
 
-def _two_options(rng: np.random.Generator, kind: str, text: str, right: str, wrong: str) -> Turn:
+def _options_turn(rng: np.random.Generator, kind: str, text: str, right: str, wrong: str) -> Turn:
     letter = "AB"[rng.integers(2)]
-    options = {"A": right, "B": wrong} if letter == "A" else {"A": wrong, "B": right}
-    return Turn(kind + "2", with_options(text, options), f"{letter}.{right}")
+    return Turn(kind + "2", with_options(text, two_options(right, wrong, letter)), f"{letter}.{right}")
 
 
 def random_name(rng: np.random.Generator, category: str) -> str:
@@ -196,7 +197,7 @@ def pack(processor: InternVLProcessor, talks: Sequence[Sequence[Turn]], with_ima
             positions += range(shared, shared + len(rest))
         rows.append((ids, branch, positions, targets))
     padded_ids, branches, places, wanted = (
-        _padded([row[part] for row in rows], filler)
+        pad_sequence([torch.tensor(row[part]) for row in rows], batch_first=True, padding_value=filler)
         for part, filler in enumerate((tokenizer.pad_token_id, -1, 0, IGNORED))
     )
     earlier = torch.ones(padded_ids.shape[1], padded_ids.shape[1], dtype=torch.bool).tril()
@@ -211,8 +212,3 @@ def chat(processor: InternVLProcessor, prompt: str, with_image: bool) -> str:
     text = cast(Any, processor).apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     tokens = processor.image_token * processor.image_seq_length
     return text.replace(processor.image_token, f"{processor.start_image_token}{tokens}{processor.end_image_token}")
-
-
-def _padded(rows: Sequence[list[int]], filler: int) -> torch.Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
