@@ -264,10 +264,7 @@ def _draw_photo(plan: PhotoPlan, out: Path, seed: int) -> list[dict]:
     return [
         {
             "concept": key,
-            "category": own.category,
-            "colour": own.colour,
-            "accent": own.accent,
-            "pattern": own.pattern,
+            **own.looks,
             "box_xyxyn": [round(float(value), 5) for value in shown.box_xyxy / (width, height, width, height)],
         }
         for (key, own), shown in zip(things, scene.objects, strict=True)

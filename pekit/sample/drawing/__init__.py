@@ -46,12 +46,17 @@ class Instance:
     proportions: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @property
+    def looks(self) -> dict[str, str]:
+        """What a person says of it: category, colour, accent and pattern."""
+        return {"category": self.category, "colour": self.colour, "accent": self.accent, "pattern": self.pattern}
+
+    @property
     def pool(self) -> str:
         """Who may use it: training, held-out evaluation, or the sample benchmark; one of ``POOLS``.
 
         It follows from category, colours and pattern alone, so instances of different pools never look the same.
         """
-        key = f"{self.category}/{self.colour}/{self.accent}/{self.pattern}"
+        key = "/".join(self.looks.values())
         return _POOL_OF[hashlib.sha256(key.encode()).digest()[0] % 8]
 
 

@@ -115,13 +115,7 @@ def truth(scene: Scene) -> list[dict]:
     """What a scene shows, as the sample's truth has it."""
     height, width = scene.image.shape[:2]
     return [
-        {
-            "category": thing.instance.category,
-            "colour": thing.instance.colour,
-            "accent": thing.instance.accent,
-            "pattern": thing.instance.pattern,
-            "box_xyxyn": (thing.box_xyxy / [width, height, width, height]).tolist(),
-        }
+        {**thing.instance.looks, "box_xyxyn": (thing.box_xyxy / [width, height, width, height]).tolist()}
         for thing in scene.objects
     ]
 

@@ -126,8 +126,7 @@ def make_batch(
 
 def looks(instance: Instance) -> tuple[int, ...]:
     """Category, colour, accent and pattern of an instance, as numbers."""
-    values = (instance.category, instance.colour, instance.accent, instance.pattern)
-    return tuple(names.index(value) for names, value in zip(LOOKS, values, strict=True))
+    return tuple(names.index(value) for names, value in zip(LOOKS, instance.looks.values(), strict=True))
 
 
 def _areas(label: np.ndarray) -> np.ndarray:

@@ -70,13 +70,7 @@ def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View
         outline(image, box, thickness, _LINES[BOX_COLOURS[place]])
         boxes[place] = box
     things = [
-        {
-            "category": one.category,
-            "colour": one.colour,
-            "accent": one.accent,
-            "pattern": one.pattern,
-            "box_xyxyn": (box / IMAGE_SIZE).tolist(),
-        }
+        {**one.looks, "box_xyxyn": (box / IMAGE_SIZE).tolist()}
         for one, box in zip(seen.instances, seen.boxes_xyxy, strict=True)
     ]
     whole = len(seen.instances) == len(scene.instances)
