@@ -15,6 +15,7 @@ from transformers import (
     SamModel,
     SwinConfig,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
@@ -61,7 +62,7 @@ def build(
         _tokenizer().save_pretrained(folder / "grounding")
     if "features" in roles and not (folder / "features").exists():
         Dinov2Model(Dinov2Config(**dino, image_size=518, patch_size=14)).save_pretrained(folder / "features")
-        BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(
+        BitImageProcessorPil(image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD).save_pretrained(
             folder / "features"
         )
     if "masks" in roles and not (folder / "masks").exists():

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 WIDTH = 128
 POSITION_CHANNELS = 32
@@ -42,8 +43,8 @@ def build_features(out: Path, seed: int) -> None:
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         resample=2,
         do_center_crop=False,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
     ).save_pretrained(out)
 
 

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 from pekit.sample.models.features import sine_positions
@@ -29,8 +30,6 @@ IMAGE_TOKENS = int((IMAGE_SIZE / PATCH * DOWNSAMPLE) ** 2)
 VISION_WIDTH = 128
 VISION_LAYERS = 6
 TEXT_WIDTH = 128
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO = (
     "<|endoftext|>",
@@ -203,7 +202,12 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
         The processor.
     """
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    pixels: dict[str, Any] = {"size": size, "resample": 2, "image_mean": list(MEAN), "image_std": list(STD)}
+    pixels: dict[str, Any] = {
+        "size": size,
+        "resample": 2,
+        "image_mean": IMAGENET_DEFAULT_MEAN,
+        "image_std": IMAGENET_DEFAULT_STD,
+    }
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(crop_to_patches=False, **pixels),
         tokenizer=tokenizer,

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import normalize
 from transformers import Dinov2Model
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance, mask_box
 from pekit.sample.evaluate.features import evaluate
@@ -42,8 +44,6 @@ TEMPERATURE = 0.07
 GROUPS_KEPT = 500
 NAMING_UNTIL = 0.62  # share of the steps that learn the looks of single objects
 PAIRS_SHARE = 0.25  # of the other steps see many instances, two scenes of each; the rest few, confusable ones, often
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def make_batch(
     views = [random_view(label, reach, rng, variety) for label in labels]
     pixels = torch.from_numpy(np.stack([look(*each, size, True) for each in zip(images, views, strict=True)]))
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32))
-    pixels = ((pixels.permute(0, 3, 1, 2) / 255 * gain).clamp(0, 1) - MEAN) / STD
+    pixels = (pixels.permute(0, 3, 1, 2) / 255 * gain).clamp(0, 1)
     seen = [look(*each, size, False) for each in zip(labels, views, strict=True)]
     scene, pooling, instance, shows, visible = [], [], [], [], []
     owners = [offset for group, offset in zip(chosen, starts[:-1], strict=True) for _ in group.images]
@@ -113,7 +113,7 @@ def make_batch(
             shows.append(held)
     spare = (IMAGE_SIZE - size) // PATCH
     return Batch(
-        pixels,
+        normalize(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
         torch.from_numpy(rng.integers(spare + 1, size=(len(images), 2))),
         torch.tensor(scene),
         torch.from_numpy(np.stack(pooling).astype(np.float32)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.ops import box_convert
+from torchvision.transforms.v2.functional import normalize
 from transformers import GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
@@ -97,10 +98,7 @@ def make_batch(
         Normalised pixels (B, 3, S, S), the tokens and the targets.
     """
     pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).to(device).permute(0, 3, 1, 2) / 255
-    mean, deviation = (
-        torch.tensor(values, device=device)[:, None, None]
-        for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
-    )
+    pixels = normalize(pixels, processor.image_processor.image_mean, processor.image_processor.image_std)
     tokens = dict(processor.tokenizer([prompt.text for prompt in prompts], padding=True, return_tensors="pt"))
     n_phrases = max(len(prompt.categories) for prompt in prompts)
     n_objects = max(1, *(len(scene.instances) for scene in scenes))
@@ -119,7 +117,7 @@ def make_batch(
     outside = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
     phrase_of_token[torch.isin(tokens["input_ids"], outside)] = n_phrases
     targets = Targets(*(tensor.to(device) for tensor in (boxes, meant, phrases, phrase_of_token)))
-    return (pixels - mean) / deviation, {name: ids.to(device) for name, ids in tokens.items()}, targets
+    return pixels, {name: ids.to(device) for name, ids in tokens.items()}, targets
 
 
 def _schedule(step: int, steps: int) -> float:

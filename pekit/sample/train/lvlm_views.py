@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torchvision.transforms.v2.functional import normalize
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.prompting import LINE_WIDTH
 from pekit.sample.benchmark import SIZES
-from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, MEAN, PATCH, STD
+from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH
 from pekit.sample.questions import QUESTION_TEMPLATES, right_answer
 from pekit.sample.train.scenes import StoredScene, augment
 
@@ -175,4 +177,4 @@ def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
 def pixels(views: Sequence[View]) -> torch.Tensor:
     """Normalised pictures, f32 (B, 3, S, S)."""
     images = torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2) / 255
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return normalize(images, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.v2.functional import normalize
 from transformers import SamModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.evaluate.masks import evaluate
 from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
@@ -23,8 +25,6 @@ STEPS = 7800
 LEARNING_RATE = 1.5e-3
 SCENES_PER_STEP = 10
 PROMPTS_PER_SCENE = 3
-MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
     rows = (place >= low[:, 1:]) & (place < high[:, 1:])
     image = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     return Batch(
-        (image - MEAN) / STD,
+        normalize(image, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
         box.unflatten(0, shape),
         torch.from_numpy(np.array(points, np.float32)).reshape(*shape, 1, 2),
         coarse.unflatten(0, shape),
