@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from pekit.cli import SAMPLE_CHECKPOINTS
 from pekit.records import UserError
 
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 # Each has a module here with evaluate(folder: Path) -> list[Row]; the last one is given the folder of all models.
 MODELS = ("grounding", "masks", "features", "lvlm", "recognition")
 
@@ -17,7 +17,7 @@ MODELS = ("grounding", "masks", "features", "lvlm", "recognition")
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; reading its help loads no model library."""
     parser = argparse.ArgumentParser(prog="python -m pekit.sample.evaluate", description=__doc__)
-    parser.add_argument("--models", type=Path, default=CHECKPOINTS, help="folder of the model folders.")
+    parser.add_argument("--models", type=Path, default=SAMPLE_CHECKPOINTS, help="folder of the model folders.")
     parser.add_argument("--only", choices=MODELS, help="measure this one alone.")
     return parser
 

@@ -21,8 +21,5 @@ def build_models(out: Path, seed: int) -> None:
         if (out / name / "model.safetensors").exists():
             raise UserError(f"{out / name} holds a model: name another folder, or remove it")
     for name in names:
-        try:
-            module = import_module(f"pekit.sample.models.{name}")
-        except ModuleNotFoundError:
-            continue
+        module = import_module(f"pekit.sample.models.{name}")
         getattr(module, f"build_{name}")(out / name, seed)

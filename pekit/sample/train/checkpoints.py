@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pekit.files import replacing
 from pekit.records import UserError
 from pekit.sample.evaluate import Row
 
@@ -80,11 +81,9 @@ def save_state(path: Path, parts: dict[str, Any], seed: int, step: int, seconds:
         step: steps done.
         seconds: time spent so far.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"seed": seed, "step": step, "seconds": seconds} | states, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({"seed": seed, "step": step, "seconds": seconds} | states, partial)
 
 
 def halve(folder: Path) -> None:

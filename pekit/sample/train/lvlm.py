@@ -11,7 +11,6 @@ first only what is new learns.
 import logging
 import math
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -290,7 +289,8 @@ def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) ->
         pictures: f32 (B, 3, S, S), normalised, to measure hidden states on.
     """
     weights = {}
-    for name, weight in Dinov2Model.from_pretrained(features, dtype=torch.float32).state_dict().items():
+    dino = Dinov2Model.from_pretrained(features, dtype=torch.float32)
+    for name, weight in dino.state_dict().items():
         for theirs, ours in _TOWER_NAMES.items():
             name = name.replace(theirs, ours)
         if name == "embeddings.position_embeddings":  # its middle: patches know their neighbours wherever they are
@@ -303,17 +303,13 @@ def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) ->
     tower.load_state_dict(tower.state_dict() | weights)
     with torch.no_grad():
         states = tower(pixel_values=pictures, output_hidden_states=True).hidden_states
-        size = states[len(_layers_of(weights))].std()
+        size = states[dino.config.num_hidden_layers].std()
         for name, weight in tower.named_parameters():
             if name in weights and (name.startswith("embeddings.") or ".lambda_" in name):
                 weight.div_(size)
         n = IMAGE_SIZE // PATCH
         across = torch.linspace(-1, 1, n, device=pictures.device)
         tower.embeddings.position_embeddings[0, 1:, POSITION_CHANNELS - 4] += across.repeat(n)
-
-
-def _layers_of(names: Iterable[str]) -> set[str]:
-    return {name.split(".")[2] for name in names if name.startswith("encoder.layer.")}
 
 
 def step_loss(
