@@ -71,7 +71,7 @@ def _from_files(folder: Path, concepts: Sequence[Concept], variation: str, n_vie
     chosen = {key: choose_views(views, folder, key, variation, n_views, seed) for key, views in stored.items()}
     _warn_of_few({key: len({stored[key][place][0] for place in own}) for key, own in chosen.items()}, n_views)
     names = [[view_name(key, *stored[key][place]) for place in places] for key, places in chosen.items()]
-    descriptors, valid = _read(names, folder)
+    descriptors, valid = _padded([[_descriptor(folder / name) for name in own] for own in names], folder)
     return Gallery(tuple(concepts), descriptors, valid, tuple(name for own in names for name in own))
 
 
@@ -165,11 +165,6 @@ def choose_views(
 # --- from the views' own files ------------------------------------------------------------------------------------
 
 
-def _read(names: Sequence[Sequence[str]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors f32 (C, V, D) and valid bool (C, V)."""
-    return _padded([[_descriptor(folder / name) for name in own] for own in names], folder)
-
-
 def _descriptor(path: Path) -> np.ndarray:
     view = load_view(path)
     if not len(view.patches):
@@ -180,10 +175,10 @@ def _descriptor(path: Path) -> np.ndarray:
 
 
 def _padded(rows: Sequence[Sequence[np.ndarray]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of C concepts to arrays (C, V, D) and bool (C, V); a row of zeros is a view without patches."""
+    """Rows f32 (D,) of C concepts to f32 (C, V, D) and bool (C, V); a row of zeros is a view without patches."""
     width = _one_of({len(row) for own in rows for row in own}, folder)
     shape = (len(rows), max(map(len, rows)), width)
-    stacked, valid = np.zeros(shape, dtype=rows[0][0].dtype), np.zeros(shape[:2], dtype=bool)
+    stacked, valid = np.zeros(shape, dtype=np.float32), np.zeros(shape[:2], dtype=bool)
     for c, own in enumerate(rows):
         stacked[c, : len(own)] = own
         valid[c, : len(own)] = stacked[c, : len(own)].any(1)
