@@ -110,24 +110,6 @@ def release(folder: Path, model: str, rows: Sequence[Row], card: str, steps: int
         seed: of the run.
         seconds: training time.
     """
-    write_record(folder, model, steps, seed, seconds, {row.asked: round(row.value, 4) for row in rows})
-    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(card.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
-    for row in rows:
-        print(f"{row.asked}: {row.value:.3f} ({row.bound_text})")
-
-
-def write_record(folder: Path, model: str, steps: int, seed: int, seconds: float, figures: dict[str, float]) -> None:
-    """Writes training.json.
-
-    Args:
-        folder: model folder.
-        model: its name on the command line.
-        steps: optimiser steps done.
-        seed: of the run.
-        seconds: training time.
-        figures: measured on scenes and instances never trained on.
-    """
     record = {
         "command": f"python -m pekit.sample.train {model} --out DIR --steps {steps} --seed {seed}",
         "seed": seed,
@@ -135,6 +117,10 @@ def write_record(folder: Path, model: str, steps: int, seed: int, seconds: float
         "minutes": round(seconds / 60, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread",
         "torch": torch.__version__,
-        "held_out": figures,
+        "held_out": {row.asked: round(row.value, 4) for row in rows},
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
+    (folder / "README.md").write_text(card.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
+    for row in rows:
+        print(f"{row.asked}: {row.value:.3f} ({row.bound_text})")
