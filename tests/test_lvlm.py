@@ -266,6 +266,12 @@ def test_a_folder_with_an_at_sign_in_its_path(internvl: Path, tmp_path: Path) ->
     assert described == {**expected, "source": str(tmp_path / "me@host"), "name": str(tmp_path / "me@host")}
 
 
+def test_a_folder_below_the_home_folder(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(internvl.parent))
+    described = loaded(Path("~", internvl.name)).describe()
+    assert (described["source"], described["name"]) == (f"~/{internvl.name}", str(internvl))
+
+
 def test_missing_weights_are_not_made_up(internvl: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
