@@ -10,7 +10,7 @@ import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from pekit.vqa_runs import (
     describe_lvlm,
     finish,
     graded,
+    held,
     kept,
     open_run,
     run_config,
@@ -102,7 +103,7 @@ def run_vqa(
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv, count)
     lvlm = open_lvlm(lvlm_settings)
     folder = open_run(settings, lvlm_settings, config)
-    with kept(folder):
+    with kept(folder), nullcontext() if settings.resume else held(folder):
         done = {answer.query.identity for answer in replied}
         variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
         todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]

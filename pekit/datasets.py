@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pekit.records import Concept, Photo, PhotoError, UserError
 
@@ -28,6 +28,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 NOT_CONCEPTS = frozenset({"docs", "negative_example", "__macosx"})
 LFS_POINTER = b"version https://git-lfs"
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 # Folder names under which people keep each data set, the published one first; compared without case.
 ROOTS = {
@@ -302,6 +303,7 @@ def reference_photos(
     """The first ``n_training_views`` photos of each concept, in natural order of file names."""
     folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
     photos = []
+    _warn_of_stray(folder, (folder / concept.key for concept in concepts))
     for concept in concepts:
         own = list_photos(folder / concept.key)
         if not own:
@@ -346,6 +348,7 @@ def query_photos(
     known = {concept.key for concept in concepts}
     units = [Unit(concept.key, (concept.key,)) for concept in concepts]
     photos = []
+    _warn_of_stray(folder, concept_folders(folder))
     for own in concept_folders(folder):
         if own.name not in known:
             log.warning("%s has no reference photos; its test photos count as negatives of the others", own.name)
@@ -418,11 +421,45 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
         raise
     except FileNotFoundError:
         raise PhotoError(f"{path} is not there") from None
+    except UnidentifiedImageError:
+        raise PhotoError(f"{path} cannot be read as an image: {_unknown_kind(path)}") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise PhotoError(f"{path} has more than {most} megapixels: shrink it") from None
     except Exception as error:  # a damaged photo makes the decoders raise anything, MemoryError and TypeError among it
         raise PhotoError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
+
+
+def _unknown_kind(path: Path) -> str:
+    """What a file is that Pillow does not know."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if not head:
+        return "it is empty"
+    if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS:
+        return "it is a HEIC photo: convert it to JPEG or PNG"
+    return "it is of no known kind"
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a photo has an EXIF orientation that moves its pixels; not where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # reading the photo says what is wrong with it
+        return False
+
+
+def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
+    """Say where photos lie beside or below the folders that they are read from."""
+    beside = [file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    if beside:
+        log.warning("%d photos lie directly in %s, such as %s: only those in its folders are read",
+                    len(beside), folder, min(beside))  # fmt: skip
+    for own in of_concepts:
+        for below in own.iterdir():
+            if below.is_dir() and not below.name.startswith(".") and list_photos(below):
+                log.warning("%s: photos in folders inside a concept's folder are not read", below)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ from pekit import results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit, open_image
 from pekit.detection_results import DetectionSettings, write_results
+from pekit.files import NAME_KEPT
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
@@ -33,6 +34,7 @@ from pekit.views import read_manifest
 log = logging.getLogger(__name__)
 
 KEPT_SIMILARITIES = 1000
+LONGEST_NAME = 240  # bytes; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def run_detection(
                 record = _record(matches, gallery, settings, models.size)
                 if settings.show and matches.error is None:  # before the record: what has one is not looked at again
                     _show(matches.photo, record["detections"][str(settings.thresholds[0])], folder, loading.exif)
+                if not part.exists():
+                    raise UserError(f"{folder} was removed while the run went on: run the same command again")
                 done[record["photo"]] = _outcome(record)
                 file.write(results.json_line(record))
                 file.flush()
@@ -130,7 +134,11 @@ def check_views(
     if split and manifest.split == split:
         log.warning("the views are of --split %s, too: photos are compared with themselves", split)
     if manifest.exif != loading.exif:
-        log.warning("the views were made with --exif %s", manifest.exif)
+        log.warning(
+            "the views were made with --exif %s: give the same, or extraction.py --exif %s --overwrite",
+            manifest.exif,
+            loading.exif,
+        )
 
 
 def _with_views(
@@ -219,13 +227,18 @@ def _run_folder(settings: DetectionSettings, config: dict) -> tuple[Path, IO | N
     runs = settings.save_folder / "runs"
     for file in sorted(runs.glob(f"*-{settings.name}/config.json")) if runs.is_dir() else ():
         interrupted = not (file.parent / "summary.json").exists()
-        same = interrupted and decisive(json.loads(file.read_text(encoding="utf-8"))) == decisive(config)
-        if same and (lock := results.claim(file.parent)):
+        try:
+            same = interrupted and decisive(json.loads(file.read_text(encoding="utf-8"))) == decisive(config)
+            lock = results.claim(file.parent) if same else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # damaged, or another's
+            log.warning("%s: not going on with that run (%s)", file, error)
+            continue
+        if lock:
             log.info("going on with the run in %s", file.parent)
             return file.parent, lock
     folder = results.new_run_folder(runs, f"-{settings.name}")
     lock = results.claim(folder)
-    results.write_json(folder / "config.json", config)
+    results.write_config(folder, config)
     return folder, lock
 
 
@@ -260,6 +273,9 @@ def _outcome(record: dict) -> dict:
 
 
 def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
-    path = folder / "overlays" / (photo.name.replace("/", "__") + ".png")
+    name = photo.name.replace("/", "__")
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[:NAME_KEPT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    path = folder / "overlays" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     draw_boxes(open_image(photo.path, exif), [*map(Detection.from_json, detections)]).save(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pekit.cli import LoadingSettings, ModelSettings
-from pekit.files import digest_if_readable
+from pekit.files import alone_in, digest_if_readable
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
@@ -90,12 +90,16 @@ def run_extraction(
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
     failed: dict[str, str] = {}
     recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
-    for path in stored.removed:  # only now, when what could be wrong with models and options has been found
-        path.unlink(missing_ok=True)
-    gather(None, shard)
+
+    def make_room() -> None:
+        """Only now, when what could be wrong with models and options has been found."""
+        for path in stored.removed:
+            path.unlink(missing_ok=True)
+        if recognizer:
+            _save_manifest(_manifest(recognizer.sources(), settings, models, loading), settings.folder, stored.manifest)
+
+    first(lambda: None if shard.rank else make_room(), shard)
     if recognizer:
-        if shard.rank == 0:
-            _save_manifest(_manifest(recognizer.sources(), settings, models, loading), settings.folder)
         prompts = {concept.key: concept.prompt for concept in concepts}
         failed = extract_views(
             recognizer,
@@ -139,11 +143,13 @@ class Stored:
     """The stored views that must make room.
 
     Attributes:
+        manifest: of the folder; None where there is none.
         removed: all, where they were made differently or their photos are gone; they go before others are made.
         outdated: of photos that have changed; each stays until its successor is there.
         leftovers: of these the ones without a successor, with the name of the photo.
     """
 
+    manifest: Manifest | None = None
     removed: set[Path] = field(default_factory=set)
     outdated: set[Path] = field(default_factory=set)
     leftovers: dict[Path, str] = field(default_factory=dict)
@@ -156,13 +162,14 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
         UserError: what is stored was made differently and is not to be overwritten.
     """
     folder = settings.folder
-    if difference := _difference(manifest, folder):
+    stored = _stored_manifest(folder)
+    if difference := _difference(manifest, stored, folder):
         if not settings.overwrite:
             raise UserError(
                 f"{folder} holds views of {difference}: give another --features_folder, or --overwrite to replace them"
             )
         log.info("removing the views of %s from %s", difference, folder)
-        return Stored(removed=set(folder.glob("*/*.pt")))
+        return Stored(stored, removed=set(folder.glob("*/*.pt")))
     sources = {photo.concepts[0]: photo.path.parent for photo in photos}
     views = {concept: stored_views(folder, concept) for concept in sources}
     there = {concept: {file.stem for file in source.iterdir()} for concept, source in sources.items()}
@@ -193,18 +200,21 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
         )
     leftovers = {file: photo.name for file, (photo, number) in outdated.items() if number > settings.n_augment}
     removed = {view_file(folder, *view) for view in gone} if settings.overwrite else set()
-    return Stored(removed, set(outdated), leftovers)
+    return Stored(stored, removed, set(outdated), leftovers)
 
 
-def _difference(manifest: Manifest, folder: Path) -> str | None:
+def _stored_manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except UserError:
+        return None
+
+
+def _difference(manifest: Manifest, stored: Manifest | None, folder: Path) -> str | None:
     """What keeps the views of a folder from being mixed with others; None where nothing does, or there are none."""
     numbers = {split_name(path)[1] for path in folder.glob("*/*.pt") if not path.name.startswith(".")}
     if not numbers:
         return None
-    try:
-        stored = read_manifest(folder)
-    except UserError:
-        stored = None
     if stored is None:
         return f"models and settings that no {MANIFEST} of this version tells"
     return replace(stored, n_augment=min(stored.n_augment, max(numbers))).difference(manifest)
@@ -227,12 +237,20 @@ def _remove_leftovers(leftovers: dict[Path, str], failed: dict[str, str]) -> Non
         view.unlink(missing_ok=True)
 
 
-def _save_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write it; where augmented views are there already, their seed and number stay the folder's."""
-    if any(folder.glob("*/*.pt")) and (stored := read_manifest(folder)) and stored.n_augment > manifest.n_augment:
-        kept = {name: getattr(stored, name) for name in ("n_augment", "seed", "augmentation")}
-        manifest = replace(manifest, **kept)
-    manifest.save(folder)
+def _save_manifest(manifest: Manifest, folder: Path, seen: Manifest | None) -> None:
+    """Write it; where augmented views are there already, their seed and number stay the folder's.
+
+    Raises:
+        UserError: since the manifest was ``seen``, another run with other models or settings has begun there.
+    """
+    with alone_in(folder):
+        stored = _stored_manifest(folder)
+        if stored and stored != seen and (difference := stored.difference(manifest)):
+            raise UserError(f"another run is making views of {difference}, in {folder}: give another --features_folder")
+        if stored and any(folder.glob("*/*.pt")) and stored.n_augment > manifest.n_augment:
+            kept = {name: getattr(stored, name) for name in ("n_augment", "seed", "augmentation")}
+            manifest = replace(manifest, **kept)
+        manifest.save(folder)
 
 
 def _refuse_shared_files(photos: Sequence[Photo], settings: ExtractionSettings) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+NAME_KEPT = 40  # letters of a long name, so that what is added to it fits into the longest that there can be
 
 
 def write_atomically(path: Path, content: bytes | str | Iterable[str]) -> None:
@@ -30,13 +33,28 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside a file's place to write it under; at the end of the block it is moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # threads, too, may write one file at a time, such as a judge's verdict on two equal replies
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)  # or a full disk would stay full
+        if isinstance(error, OSError) and error.filename is None:  # as where there is no room to write
+            error.filename = str(path)
         raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process into such a block about the same folder, which is made as needed; else wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def digest_of(path: Path) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from pekit.views import load_view, split_name, view_name
 log = logging.getLogger(__name__)
 
 CONSOLIDATED = "gallery.safetensors"
+LEFT_FOR = 24 * 3600  # seconds after which nobody can still be writing a file
 LARGE = 10_000  # views; reading that many files takes some seconds
 _TENSORS = ("names", "starts", "augmentations", "rows", "valid")
 
@@ -301,6 +303,10 @@ def _consolidated(folder: Path) -> _Index:
         return former
     log.info("gathering the views of %s in %s", folder, file.name)
     tensors = _gather(folder, dated, former)
+    for leftover in folder.glob(f".{CONSOLIDATED}.*.partial"):  # of processes that were killed; each may be large
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > LEFT_FOR:
+                leftover.unlink()
     try:
         with replacing(file) as partial:
             save_file(tensors, partial, {"signature": signature})

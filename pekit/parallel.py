@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pekit.records import UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)
+PATIENCE = 5  # seconds a process has to end before it is told more plainly
 
 
 class PeerLostError(Exception):
@@ -70,6 +72,8 @@ def joined(shard: Shard) -> Iterator[None]:
     if shard.world == 1:
         yield
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError(f"WORLD_SIZE={shard.world} is set, but not by torchrun: unset it, or start by torchrun")
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=LONGEST_WAIT)  # one that ends early waits for the slowest
@@ -128,8 +132,13 @@ def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    processes = multiprocessing.spawn(_rank, (work, argv, count, port), nprocs=count, join=False)
     try:
-        multiprocessing.spawn(_rank, (work, argv, count, port), nprocs=count)
+        while not processes.join():
+            pass
+    except KeyboardInterrupt:
+        _stop(processes.processes)
+        raise
     except multiprocessing.ProcessExitedException as error:
         if error.exit_code > 0:
             return error.exit_code
@@ -141,6 +150,16 @@ def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int
         )
         return 1
     return 0
+
+
+def _stop(processes: Sequence[Any]) -> None:
+    """End the processes of a run that Ctrl-C has not reached, as where it was sent to the one that started them."""
+    for number in (None, signal.SIGINT, signal.SIGTERM):
+        for process in processes:
+            if number and process.is_alive():
+                os.kill(process.pid, number)
+        for process in processes:
+            process.join(PATIENCE)
 
 
 def _rank(rank: int, work: Callable[[list[str]], int], argv: list[str], count: int, port: int) -> None:

@@ -38,7 +38,12 @@ from pekit.records import Concept, Question, UserError
 log = logging.getLogger(__name__)
 
 USUAL_PLACES = {
-    ("yollava", False): ("yollava-visual-qa.json", "../yollava-visual-qa.json", "*visual*qa*.json"),
+    ("yollava", False): (
+        "yollava-visual-qa.json",
+        "../yollava-visual-qa.json",
+        "*visual*qa*.json",
+        "../yollava-data/*visual*qa*.json",
+    ),
     ("yollava", True): ("*text*qa*.json", "../*text*qa*.json", "*text*only*.json"),
     ("this-is-my", False): ("VQA/*.json", "../VQA/*.json"),
     ("this-is-my", True): ("TQA/*.json", "*text*qa*.json"),
@@ -62,6 +67,7 @@ class Item:
     gpt_answer: str = ""
 
 
+KEYS = ("question", "options", "option", "correct_answer", "answer", "gpt_answer")
 MISSING_PHOTO, UNKNOWN_CONCEPT = "the photo is missing", "no views of this concept are stored"
 
 
@@ -110,7 +116,8 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
         if found:
             names = ", ".join(str(file) for file in found)
             raise UserError(f"several question files are there ({names}): name one with --json_path")
-    raise UserError(f"no question file is in the usual place in {root}: name it with --json_path")
+    places = ", ".join(USUAL_PLACES[dataset, text_only])
+    raise UserError(f"no question file is in a usual place in {root} ({places}): name it with --json_path")
 
 
 def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Concept, ...]:
@@ -251,6 +258,7 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         for name, text in (descriptions or {}).items()
         for concept in concepts_of_key(name, concepts)[:1]
     } | (descriptions or {})
+    unread: Counter[str] = Counter()
     items: list[Item] = []
     left_out: list[LeftOut] = []
     for number, (subject, name, entry) in enumerate(_entries(content, file), start=1):
@@ -261,6 +269,7 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         elif path is None and not text_only:
             left_out.append(LeftOut(subject, name, MISSING_PHOTO, number))
         else:
+            unread.update(entry.keys() - KEYS)
             text, options, answer = _wording(entry, f"{file}, '{subject}', '{name}'")
             context = " ".join(described[key] for key in meant or (subject,) if key in described)
             question = Question(text, answer, meant or (subject,), path, options, name, context if text_only else "")
@@ -271,6 +280,9 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
         if left_out and left_out[0].reason == UNKNOWN_CONCEPT:
             mend = "run extraction.py first, or check --features_folder"
         raise UserError(f"no question of {file} can be asked ({why}): {mend}")
+    if unread:
+        named = ", ".join(f"'{key}' ({times} times)" for key, times in unread.most_common())
+        log.warning("%s: keys of questions that are not read: %s; known are %s", file, named, ", ".join(KEYS))
     if text_only and Path(items[0].question.photo_name).suffix.lower() in IMAGE_SUFFIXES:
         log.warning("%s asks about photos such as %s, which tqa does not show", file, items[0].question.photo_name)
     contexts = "".join(item.question.context for item in items)
@@ -321,6 +333,10 @@ def _read_json(file: Path) -> dict:
         json.dumps(content, ensure_ascii=False).encode()  # escapes may stand for halves of letters
     except FileNotFoundError:
         raise UserError(f"{file} is not there: name the file with --json_path (or --descriptions)") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder: name the question file in it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not in UTF-8: save it as UTF-8") from None
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}): mend it or name another") from None
     if not isinstance(content, dict):
@@ -348,8 +364,10 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
     The key of a question with options is one of their letters; a key that gives an option's text means its letter.
     """
     answer = entry.get("correct_answer", entry.get("answer"))
-    if entry.get("question") is None or answer is None:
-        raise UserError(f"{where} has no question or no correct_answer: mend the file")
+    if not str(entry.get("question") or "").strip():
+        raise UserError(f"{where} has no question: mend the file")
+    if answer is None:
+        raise UserError(f"{where} has no correct_answer (or answer): mend the file")
     options = entry.get("options") or entry.get("option") or {}
     if isinstance(options, list):
         options = dict(zip(ascii_uppercase, options, strict=False)) if len(options) <= len(ascii_uppercase) else None

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -18,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from pekit.files import write_atomically
+from pekit.records import UserError
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,15 @@ def new_run_folder(parent: Path, suffix: str = "") -> Path:
             continue
         return folder
     raise FileExistsError(f"no free run folder under {parent}")
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """Write the ``config.json`` of a new run, whose folder goes again where there is no room for it."""
+    try:
+        write_json(folder / "config.json", config)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def claim(folder: Path) -> IO | None:
@@ -150,12 +161,16 @@ class StoredRecords:
 
 
 def _values(file: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    """Where each line of an open .jsonl file begins, and its value."""
+    """Where each line of an open .jsonl file begins, and its value.
+
+    Raises:
+        UserError: a line is damaged that is not the last.
+    """
     place = 0
-    for line in file:  # decoded line by line: the cut may lie inside a character
+    for number, line in enumerate(file, 1):  # decoded line by line: the cut may lie inside a character
         try:
             yield place, json.loads(line.decode())
         except ValueError:
             if line.endswith(b"\n"):
-                raise
+                raise UserError(f"line {number} of {file.name} is damaged: remove it; it is made again") from None
         place += len(line)

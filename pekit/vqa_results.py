@@ -88,6 +88,11 @@ def summarise(answers: Sequence[Answer], left_out: Sequence[LeftOut]) -> dict:
         "questions": [f"{entry.subject}, {entry.photo}: {entry.reason}" for entry in others],
     }
     summary["errors"] = [f"{a.query.title}: {a.error}" for a in answers if a.reply is None]
+    summary["grading_errors"] = [
+        f"{a.query.title}: {a.verdict.reason}"
+        for a in answers
+        if a.reply is not None and a.verdict and a.verdict.grader == "gpt" and a.verdict.correct is None
+    ]
     if baseline:
         summary["baseline"] = tally(baseline)
     return summary
@@ -147,6 +152,7 @@ def summary_text(summary: dict) -> str:
         entries = summary["left_out"]
         lines.append(f"left out: {entries['count']}" + "".join(f"\n  {line}" for line in entries["questions"]))
     lines += [f"no reply: {line}" for line in summary["errors"]]
+    lines += [f"no verdict: {line}" for line in summary["grading_errors"]]
     return "\n".join(lines) + "\n"
 
 

@@ -103,7 +103,7 @@ def open_run(settings: VqaSettings, lvlm: LvlmSettings, config: dict) -> Path:
     """
     if settings.resume is None:
         folder = results.new_run_folder(settings.save_folder / settings.task / model_folder(lvlm.source))
-        results.write_json(folder / CONFIG, config)
+        results.write_config(folder, config)
         return folder
     stored = read_config(settings.resume)
     difference = _difference(stored, config)
@@ -155,7 +155,10 @@ def describe_grading(folder: Path, grader: str, judge: Judge | None) -> None:
 def stored_answers(folder: Path) -> list[Answer]:
     """The answers of a run, without their verdicts; none where it was stopped before the first."""
     file = folder / ANSWERS
-    return [Answer.from_json(record) for record in results.read_jsonl(file)] if file.is_file() else []
+    try:
+        return [Answer.from_json(record) for record in results.read_jsonl(file)] if file.is_file() else []
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{file} holds a line that is no answer ({error!r}): remove it; it is asked again") from None
 
 
 # --- its end ------------------------------------------------------------------------------------------------------
@@ -176,6 +179,23 @@ class VqaReport:
     summary: dict
     table: str
     complete: bool
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from going on with a run.
+
+    Raises:
+        UserError: one does.
+    """
+    lock = results.claim(folder)
+    if lock is None:
+        raise UserError(f"{folder}: that run is still going on in another process: wait for it, or stop it")
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.close()
 
 
 @contextmanager

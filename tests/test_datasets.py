@@ -17,6 +17,7 @@ from conftest import picture, write_multi, write_photos, write_this_is_my, write
 from PIL import Image
 
 from pekit import datasets
+from pekit.datasets import query_photos, read_concepts, reference_photos
 from pekit.records import PhotoError, UserError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
@@ -207,6 +208,24 @@ class TestReferencePhotos:
         (tmp_path / "notes").write_bytes(broken(kind))
         assert [path.name for path in datasets.list_photos(tmp_path)] == ["0.png"]
 
+    def test_photos_beside_and_below_concept_folders_are_named(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        data = write_yollava(tmp_path, ["lamp"], train=1, test=1)
+        for split in ("train", "test"):
+            write_photos(data / "YoLLaVA" / split, ["b.png", "a.JPG"])
+            write_photos(data / "YoLLaVA" / split / "lamp/more", ["c.png"])
+        concepts = read_concepts(data, "yollava")
+        for split, read in (
+            ("train", lambda: reference_photos(data, "yollava", False, "train", concepts, 1)),
+            ("test", lambda: query_photos(data, "yollava", False, "test", None, concepts)[1]),
+        ):
+            caplog.clear()
+            assert [photo.path.name for photo in read()] == ["0.png"]
+            folder = data / "YoLLaVA" / split
+            assert f"2 photos lie directly in {folder}, such as a.JPG" in caplog.text
+            assert f"{folder / 'lamp/more'}: photos in folders inside" in caplog.text
+
     def test_a_concept_without_a_photo(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], train=1)
         (tmp_path / "YoLLaVA/train/lamp/0.png").unlink()
@@ -334,8 +353,9 @@ class TestOpenImage:
         ("content", "words"),
         [
             (POINTER, "git lfs pull"),
-            (b"", "cannot be read"),
-            (b"this is no image", "cannot be read"),
+            (b"", "cannot be read as an image: it is empty"),
+            (b"this is no image", "cannot be read as an image: it is of no known kind"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC photo: convert it"),
             ("half", "cannot be read"),
             (None, "not there"),
         ],

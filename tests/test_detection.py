@@ -44,6 +44,7 @@ from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
 from pekit.features import PatchFeatures
+from pekit.pipeline import Matches
 from pekit.records import Photo, Regions
 
 HALF = ("float32", "bfloat16")
@@ -699,6 +700,39 @@ class TestGoingOn:
         assert_ran(call(main, *run))
         drawn = sorted(path.name for path in (run_folder(small / "r") / "overlays").iterdir())
         assert drawn == [f"YoLLaVA__test__lamp__{n}.png.png" for n in (0, 1, 2)]
+
+    @pytest.mark.parametrize("content", ["", "{}", "[]"])
+    def test_a_damaged_config_keeps_no_run_from_beginning(
+        self, small: Path, models: Path, call: Callable, content: str
+    ) -> None:
+        folder = detect(call, small, models, "--limit", 2)
+        (folder / "summary.json").unlink()  # as if it had been interrupted
+        (folder / "config.json").write_text(content)
+        results = folder.parents[1]
+        result = call(main, *common(small, models), "--limit", 2, "--save_folder", results)
+        assert_ran(result)
+        assert f"{folder / 'config.json'}: not going on with that run" in result.stderr
+        assert len(list((results / "runs").iterdir())) == 2
+
+    def test_a_folder_that_is_removed_meanwhile(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        record = detecting._record
+
+        def removing(matches: Matches, *rest: object) -> dict:
+            if matches.photo.path.name == "1.png":
+                shutil.rmtree(run_folder(small / "r"))
+            return record(matches, *rest)
+
+        monkeypatch.setattr(detecting, "_record", removing)
+        result = call(main, *common(small, models), "--save_folder", small / "r")
+        assert_refused(result, "was removed while the run went on")
+
+    def test_a_long_file_name_is_drawn(self, small: Path, models: Path, call: Callable) -> None:
+        photo = small / f"data/YoLLaVA/test/{CONCEPTS[0]}/0.png"
+        photo.rename(photo.with_name("n" * 246 + ".png"))
+        folder = detect(call, small, models, "--show")
+        assert len(list((folder / "overlays").iterdir())) == 6
 
     def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)

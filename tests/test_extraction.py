@@ -32,6 +32,7 @@ from conftest import (
 )
 from PIL import Image
 
+from pekit import extracting
 from pekit.cli.extraction import main
 from pekit.pictures import augment
 from pekit.sample.models.features import WIDTH
@@ -187,6 +188,61 @@ class TestManifest:
             stopped.setattr("pekit.extracting.extract_views", stop)
             assert "leave out --overwrite to go on" in call(main, *run, "--overwrite").stderr
         assert "3 views made, 0 kept" in call(main, *run).stdout
+
+
+class TestTwoRunsAtOnce:
+    """Both have found the folder empty before either has begun to write."""
+
+    @staticmethod
+    def beside_another(other: tuple, main_options: tuple, call: Callable, monkeypatch: pytest.MonkeyPatch) -> tuple:
+        """Run extraction.py, and the other one from its beginning to its end while the first loads its models."""
+        load, results = extracting.Recognizer, []
+
+        def slowly(*args: object, **more: object) -> object:
+            monkeypatch.setattr(extracting, "Recognizer", load)
+            results.append(call(main, *other))
+            return load(*args, **more)
+
+        monkeypatch.setattr(extracting, "Recognizer", slowly)
+        return call(main, *main_options), *results
+
+    def test_with_other_settings_the_later_one_is_refused(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
+        run = options(tmp_path, models)
+        later, other = self.beside_another((*run, "--dino_img_size", 112), run, call, monkeypatch)
+        assert_ran(other)
+        before = files_of(tmp_path / "features")
+        assert_refused(later, "another run", "size 112, not 224", "--features_folder")
+        assert files_of(tmp_path / "features") == before
+
+    def test_with_the_same_settings_both_go_on(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
+        run = options(tmp_path, models)
+        for result in self.beside_another(run, run, call, monkeypatch):
+            assert_ran(result)
+
+
+def test_a_long_file_name(models: Path, tmp_path: Path, call: Callable) -> None:
+    write_yollava(tmp_path / "data", CONCEPTS[:1], train=1, test=1)
+    stem = "n" * 246
+    write_photos(tmp_path / f"data/YoLLaVA/train/{CONCEPTS[0]}", [f"{stem}.png"])
+    assert_ran(call(main, *options(tmp_path, models)))
+    assert (tmp_path / f"features/yollava/extracted_features/{CONCEPTS[0]}/{stem}_0.pt").is_file()
+
+
+def test_an_exif_orientation_that_is_ignored_is_told(models: Path, tmp_path: Path, call: Callable) -> None:
+    write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+    Image.open(photo).save(photo, exif=exif)
+    said = "1 of the first 2 photos have an EXIF orientation"
+    assert said in call(main, *options(tmp_path, models)).stderr
+    assert said not in call(main, *options(tmp_path, models), "--exif", "True", "--overwrite").stderr
 
 
 class TestTheSameFilesHoweverTheyAreMade:

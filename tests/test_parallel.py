@@ -20,6 +20,7 @@ from conftest import (
     ROOT,
     TINY,
     assert_ran,
+    assert_refused,
     files_of,
     run_folder,
     run_script,
@@ -259,3 +260,37 @@ def test_a_dead_process_loses_only_its_unfinished_photos(tmp_path: Path, models:
     assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
     pairs = zip(*((f / "predictions.jsonl").read_text().splitlines() for f in (first, second)), strict=True)
     assert all(json.loads(a)["detections"] == json.loads(b)["detections"] for a, b in pairs)
+
+
+def test_a_place_that_torchrun_did_not_give(data: Path, models: Path) -> None:
+    options = ("--dataset", "yollava", "--data_folder", data / "data", "--models", models, *TINY)
+    assert_refused(run_script("extraction.py", *options, env={"WORLD_SIZE": "2", "RANK": "0"}), "WORLD_SIZE=2")
+
+
+WAITING = """
+import sys, time
+from pekit import parallel
+def work(argv):
+    print("begun", flush=True)
+    time.sleep(300)
+if __name__ == "__main__":
+    parallel.PATIENCE = 0.5
+    parallel.launch(work, [], 2)
+"""
+
+
+def test_ctrl_c_to_the_one_that_started_them_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "waiting.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=script_environment(),
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)  # the pipe is closed once the last of them has ended
+    assert process.returncode != 0

@@ -72,6 +72,15 @@ def test_file_beside_its_folder(tmp_path: Path) -> None:
     assert len(read_questions(file, YOLLAVA, folders, "yollava", False).items) == 4
 
 
+def test_file_in_the_folder_that_the_published_command_names(tmp_path: Path) -> None:
+    write_visual_qa(tmp_path / "YoLLaVA", tmp_path / "elsewhere.json", 4)
+    (tmp_path / "yollava-data").mkdir()
+    with pytest.raises(UserError, match="yollava-visual-qa.json"):  # the places are named
+        find_question_file(tmp_path, "yollava", False, False)
+    file = (tmp_path / "elsewhere.json").rename(tmp_path / "yollava-data/yollava-visual-qa.json")
+    assert find_question_file(tmp_path, "yollava", False, False) == file
+
+
 def test_text_only_file_of_400_items(tmp_path: Path) -> None:
     content = {
         name: {
@@ -384,3 +393,18 @@ def test_a_key_that_stands_twice_is_told(tmp_path: Path, caplog: pytest.LogCaptu
     found = read_questions(file, YOLLAVA, photo_folders(file, tmp_path, "yollava", False, "test"), "yollava", False)
     assert [item.question.text for item in found.items] == ["R?"]
     assert f"'{key}' stands 2 times" in caplog.text and str(file) in caplog.text
+
+
+def test_keys_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry = {"question": "Is it red?", "choices": {"A": "yes", "B": "no"}, "correct_answer": "A"}
+    file = write_json(tmp_path / "q.json", {"Casey": {"0": entry, "1": entry}})
+    read_questions(file, MULTI, (), "this-is-my", True)
+    assert "keys of questions that are not read: 'choices' (2 times)" in caplog.text
+
+
+def test_a_folder_and_another_encoding_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        read_questions(tmp_path, MULTI, (), "this-is-my", True)
+    (tmp_path / "q.json").write_text("{}", encoding="utf-16")
+    with pytest.raises(UserError, match="is not in UTF-8"):
+        read_questions(tmp_path / "q.json", MULTI, (), "this-is-my", True)

@@ -14,8 +14,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from pekit import results
+from pekit import files, results
 from pekit.files import write_atomically
+from pekit.records import UserError
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, rest: bytes) -> None:
 @pytest.mark.parametrize("content", [b'{"n": 1\n{"n": 2}\n', b'{"n": "caf\xc3\n{"n": 2}'])
 def test_damage_inside_is_not(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jsonl").write_bytes(content)
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match=r"line 1 of .*x\.jsonl is damaged"):
         list(results.read_jsonl(tmp_path / "x.jsonl"))
 
 
@@ -160,3 +161,27 @@ def test_lines_that_come_to_an_end_midway_leave_nothing(tmp_path: Path, error: B
         results.write_jsonl(tmp_path / "x.jsonl", values())
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
     assert (tmp_path / "x.jsonl").read_text() == "before"
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left.*x\.json"), files.replacing(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_name_of_the_longest_kind_can_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("\u5b57" * 85)  # 255 bytes
+    files.write_atomically(path, "x")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_new_runs_folder_goes_where_its_config_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = results.new_run_folder(tmp_path)
+    monkeypatch.setattr(results, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        results.write_config(folder, {})
+    assert not list(tmp_path.iterdir())

@@ -37,6 +37,7 @@ from pekit.cli import detection
 from pekit.cli.vqa import main
 from pekit.records import Detection, UserError, View
 from pekit.views import save_view, view_file
+from pekit.vqa_runs import held
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ("--num_workers", 0, "--n_training_views", 1)
@@ -482,6 +483,9 @@ def test_unanswered_and_ungraded_are_counted_apart(ask: Call, nowhere: dict, tmp
     )
     [error] = total["errors"]
     assert error.startswith(f"question 1, Casey_Caseys boosted board, ./test/{PAIR}/0.png: InternalServerError")
+    [error] = total["grading_errors"]
+    assert error.startswith("question") and error.endswith(": the reply was 'Not sure'")
+    assert f"no verdict: {error}\n" in result.stdout
     assert f"go on with --resume {run}" in result.stderr
     assert "not graded (the reply was 'Not sure')" in (run / "results_vqa.txt").read_text()
     assert_no_key(tmp_path, result)
@@ -645,6 +649,11 @@ def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) ->
         assert_ran(ask("--resume", run))  # nothing is left to ask
         assert len(server.bodies) == asked and (run / "results_summary.json").read_bytes() == before
         assert_refused(ask("--resume", run, "--regrade", run), "--resume", "--regrade", "not allowed")
+        with held(run):
+            assert_refused(ask("--resume", run), str(run), "still going on in another process")
+        assert not (run / ".lock").exists()
+        (run / "answers.jsonl").write_text('{"number": 1}\n')
+        assert_refused(ask("--resume", run), "answers.jsonl", "is no answer")
     assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
 
 

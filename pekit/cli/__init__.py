@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import logging
 import math
 import os
@@ -333,7 +334,8 @@ def _out_of_memory(error: RuntimeError) -> str | None:
 def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
     shard = current_shard()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.getLogger("pekit").setLevel(logging.INFO)
     # what all of several processes find in the folders, the first one tells
     same = [f"pekit.{name}" for name in ("datasets", "gallery", "questions", "detecting", "cli.vqa")]
     for noisy in ("httpx", "httpx2", "openai", "huggingface_hub", *(same if shard.rank else ())):
@@ -345,7 +347,9 @@ def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     try:
         return command()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        again = ": make room; what is finished is kept, and the same command goes on from there" if full else ""
+        print(f"error: {error}{again}", file=sys.stderr)
         return 2
     except PeerLostError as error:
         if shard.rank:  # were it to fail too, whoever started it would stop the first while that is still writing

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
+
+log = logging.getLogger(__name__)
+LOOKED_AT = 200  # photos whose EXIF orientation is read beforehand
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,6 +56,14 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     photos = datasets.reference_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, concepts, args.n_training_views
     )[: args.limit]
+    looked_at = [] if args.exif else photos[:LOOKED_AT]
+    if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
+        log.info(
+            "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
+            "--exif True turns them",
+            turned,
+            len(looked_at),
+        )
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,13 +207,15 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
         return parallel.launch(main, argv, len(args.device_ids))
 
     from pekit import asking
+    from pekit.vqa_runs import held
 
     settings, loading = _settings(args), cli.loading_settings(args)
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     if args.dry_run:
         return _dry_run(*asking.dry_run(found, concepts, settings, models, loading))
     lvlm = _lvlm_settings(args)
-    report = asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv, shard)
+    with held(args.resume) if args.resume and not shard.rank else nullcontext():
+        report = asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv, shard)
     return _print(report) if report else 0
 
 
@@ -222,9 +225,11 @@ def _views_folder(args: argparse.Namespace) -> Path:
 
 def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
     log.info("%d questions in %s", len(found.items), found.path)
-    if found.left_out:
-        first = found.left_out[0]
-        log.warning("%d questions are left out, such as %s: %s", len(found.left_out), first.photo, first.reason)
+    by_reason: dict[str, list[str]] = {}
+    for entry in found.left_out:
+        by_reason.setdefault(entry.reason, []).append(f"'{entry.subject}', {entry.photo}")
+    for reason, left_out in by_reason.items():
+        log.warning("%d questions are left out, such as %s: %s", len(left_out), left_out[0], reason)
     if args.task == "tqa" and not all(item.question.context for item in found.items):
         log.warning("concepts without a description are asked about without one: give --descriptions")
 
