@@ -75,7 +75,7 @@ def test_file_beside_its_folder(tmp_path: Path) -> None:
 def test_file_in_the_folder_that_the_published_command_names(tmp_path: Path) -> None:
     write_visual_qa(tmp_path / "YoLLaVA", tmp_path / "elsewhere.json", 4)
     (tmp_path / "yollava-data").mkdir()
-    with pytest.raises(UserError, match="yollava-visual-qa.json"):  # the places are named
+    with pytest.raises(UserError, match=r"yollava-visual-qa\.json"):  # the places are named
         find_question_file(tmp_path, "yollava", False, False)
     file = (tmp_path / "elsewhere.json").rename(tmp_path / "yollava-data/yollava-visual-qa.json")
     assert find_question_file(tmp_path, "yollava", False, False) == file
