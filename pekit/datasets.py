@@ -348,8 +348,9 @@ def query_photos(
     known = {concept.key for concept in concepts}
     units = [Unit(concept.key, (concept.key,)) for concept in concepts]
     photos = []
-    _warn_of_stray(folder, concept_folders(folder))
-    for own in concept_folders(folder):
+    folders = concept_folders(folder)
+    _warn_of_stray(folder, folders)
+    for own in folders:
         if own.name not in known:
             log.warning("%s has no reference photos; its test photos count as negatives of the others", own.name)
         for path in list_photos(own):

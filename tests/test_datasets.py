@@ -17,7 +17,6 @@ from conftest import picture, write_multi, write_photos, write_this_is_my, write
 from PIL import Image
 
 from pekit import datasets
-from pekit.datasets import query_photos, read_concepts, reference_photos
 from pekit.records import PhotoError, UserError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
@@ -215,10 +214,10 @@ class TestReferencePhotos:
         for split in ("train", "test"):
             write_photos(data / "YoLLaVA" / split, ["b.png", "a.JPG"])
             write_photos(data / "YoLLaVA" / split / "lamp/more", ["c.png"])
-        concepts = read_concepts(data, "yollava")
+        concepts = datasets.read_concepts(data, "yollava")
         for split, read in (
-            ("train", lambda: reference_photos(data, "yollava", False, "train", concepts, 1)),
-            ("test", lambda: query_photos(data, "yollava", False, "test", None, concepts)[1]),
+            ("train", lambda: datasets.reference_photos(data, "yollava", False, "train", concepts, 1)),
+            ("test", lambda: datasets.query_photos(data, "yollava", False, "test", None, concepts)[1]),
         ):
             caplog.clear()
             assert [photo.path.name for photo in read()] == ["0.png"]

@@ -56,7 +56,11 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     photos = datasets.reference_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, concepts, args.n_training_views
     )[: args.limit]
-    looked_at = [] if args.exif else photos[:LOOKED_AT]
+
+    shard = parallel.current_shard()
+    if len(args.device_ids) > 1 and shard.world == 1:
+        return parallel.launch(main, argv, len(args.device_ids))
+    looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
     if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
         log.info(
             "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
@@ -64,10 +68,6 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
             turned,
             len(looked_at),
         )
-
-    shard = parallel.current_shard()
-    if len(args.device_ids) > 1 and shard.world == 1:
-        return parallel.launch(main, argv, len(args.device_ids))
 
     from pekit.extracting import ExtractionSettings, run_extraction
 
