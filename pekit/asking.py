@@ -22,7 +22,7 @@ from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
-from pekit.files import digest_if_readable
+from pekit.files import digest_if_readable, fitting
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
 from pekit.hub import identify
@@ -376,7 +376,7 @@ def picture(query: Query, loading: LoadingSettings) -> Image.Image:
 
 def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
     """Write what the LVLM is shown as ``overlays/<number>_<photo>.png``."""
-    path = folder / "overlays" / f"{query.number:04d}_{Path(query.photo_name).stem}.png"
+    path = folder / "overlays" / f"{fitting(f'{query.number:04d}_{Path(query.photo_name).stem}')}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path

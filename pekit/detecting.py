@@ -21,7 +21,7 @@ from pekit import results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit, open_image
 from pekit.detection_results import DetectionSettings, write_results
-from pekit.files import NAME_KEPT
+from pekit.files import fitting
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
@@ -34,7 +34,6 @@ from pekit.views import read_manifest
 log = logging.getLogger(__name__)
 
 KEPT_SIMILARITIES = 1000
-LONGEST_NAME = 240  # bytes; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -273,9 +272,6 @@ def _outcome(record: dict) -> dict:
 
 
 def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
-    name = photo.name.replace("/", "__")
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name[:NAME_KEPT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    path = folder / "overlays" / f"{name}.png"
+    path = folder / "overlays" / f"{fitting(photo.name.replace('/', '__'))}.png"
     path.parent.mkdir(exist_ok=True)
     draw_boxes(open_image(photo.path, exif), [*map(Detection.from_json, detections)]).save(path)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+LONGEST_NAME = 240  # bytes; file systems take 255
 NAME_KEPT = 40  # letters of a long name, so that what is added to it fits into the longest that there can be
 
 
@@ -55,6 +56,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def fitting(name: str) -> str:
+    """A file's name before its suffix; where it is too long, its beginning and a digest of it."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name[:NAME_KEPT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def digest_of(path: Path) -> str:

@@ -174,6 +174,12 @@ def test_a_name_of_the_longest_kind_can_be_replaced(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_names_that_fit_stay_and_longer_ones_stay_apart() -> None:
+    assert files.fitting("n" * 240) == "n" * 240
+    first, second = (files.fitting("\u5b57" * 90 + end) for end in "ab")
+    assert first != second and first.startswith("\u5b57" * 40) and len(first.encode()) < 240
+
+
 def test_a_new_runs_folder_goes_where_its_config_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
