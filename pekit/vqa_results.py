@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pekit.answers import BASELINE, PERSONALISED, Answer
 from pekit.files import write_atomically
+from pekit.prompting import with_options
 from pekit.questions import MISSING_PHOTO, LeftOut
 from pekit.results import write_json
 
@@ -104,13 +105,12 @@ def question_text(answer: Answer) -> str:
     outcome = {True: "correct", False: "wrong", None: "not graded"}[_correct(answer)]
     if _correct(answer) is None and verdict and verdict.reason:
         outcome += f" ({verdict.reason})"
-    options = "".join(f" {letter}.{text}" for letter, text in query.options.items())
     lines = [
         f"[{query.number}]" + (" baseline" if query.variant == BASELINE else ""),
         *([f"Photo: {query.photo_name}"] if query.photo_name else []),
         f"Concepts: {', '.join(query.concepts)}",
         *([f"Not found: {', '.join(query.not_found)}"] if query.not_found else []),
-        f"Question: {query.question}{options}",
+        f"Question: {with_options(query.question, query.options)}",
         f"Truth: {query.answer}",
         f"Prediction: {'' if answer.reply is None else answer.reply}",
         f"Result: {outcome}",

@@ -449,7 +449,7 @@ def test_result_files(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     text = (run / "results_vqa.txt").read_text()
     assert text.startswith(
         "[1]\nPhoto: ./yollava-data/test/pig-cup/0.png\nConcepts: pig-cup\nNot found: pig-cup\nQuestion: What colour "
-        "is pig-cup? A.red B.blue\nTruth: B\nPrediction: Actually, it is B\nResult: wrong\n\n[2]\n"
+        "is pig-cup? A.red or B.blue\nTruth: B\nPrediction: Actually, it is B\nResult: wrong\n\n[2]\n"
     )
     assert "Prediction: left one: a.\nResult: correct\n" in text
     assert text.index("[3]") < text.index("\nSummary\n") < text.index("lost.png")

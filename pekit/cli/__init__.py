@@ -236,7 +236,7 @@ def model_options() -> argparse.ArgumentParser:
         "--models",
         default="paper",
         help="Set of checkpoints: paper (default), small (published smaller ones), sample (bundled ones, which know "
-        "drawn objects only), or a folder with grounding/, masks/, features/ in it.",
+        "drawn objects only), or a folder with grounding/, masks/, features/ and, for vqa.py, lvlm/ in it.",
     )
     for option, what in (
         ("--grounding_model", "Grounding DINO"),
@@ -261,7 +261,10 @@ def model_options() -> argparse.ArgumentParser:
         "--batch_size", type=batch_size, default=1, help="Photos per forward pass, or auto for what fits (1)."
     )
     group.add_argument(
-        "--num_workers", type=natural, default=default_workers(), help="Processes that decode and prepare photos."
+        "--num_workers",
+        type=natural,
+        default=default_workers(),
+        help="Processes that decode and prepare photos (half of the cores, 8 at most).",
     )
     add_flag(group, "--compile", "Run the models through torch.compile: slow to start, faster on long runs.")
     add_flag(group, "--offline", "Use only what is on disk; never ask the hub.")

@@ -76,7 +76,7 @@ def _lvlm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vlm_model",
         help="Hub id, id@revision or folder of an image-text-to-text model of transformers, or openai:<name> for a "
-        "served one (the set's: OpenGVLab/InternVL3-14B).",
+        "served one (without it, the set's: of paper, OpenGVLab/InternVL3-14B).",
     )
     group.add_argument(
         "--vlm_base_url", default="", metavar="URL",

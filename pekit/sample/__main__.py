@@ -1,4 +1,4 @@
-"""``python -m pekit.sample``: writes the sample benchmark, the untrained sample models, or both, from a seed."""
+"""Writes the sample benchmark, the untrained sample models, or both, from a seed."""
 
 from __future__ import annotations
 

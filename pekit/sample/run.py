@@ -1,6 +1,6 @@
-"""``python -m pekit.sample.run --out DIR``: the scripts, one after the other, on the sample in DIR/datasets.
+"""Runs the scripts, one after the other, on the sample in --out's datasets/.
 
-Runs in one process, so that libraries load once; each command is printed as a person would type it.
+One process runs them all, so that libraries load once; each command is printed as a person would type it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The first exit code that is not 0, else 0.
     """
-    parser = argparse.ArgumentParser(prog="python -m pekit.sample.run", description=main.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m pekit.sample.run", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--out", type=folder, required=True, help="Folder with datasets/ in it, from python -m pekit.sample."
     )
