@@ -25,7 +25,7 @@ from pekit.datasets import open_image
 from pekit.files import digest_if_readable, fitting
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
-from pekit.hub import identify
+from pekit.hub import identify, pick_device
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.parallel import Shard, gather, joined
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
@@ -102,6 +102,8 @@ def run_vqa(
     count = len({*(item.number for item in questions.items), *(answer.query.number for answer in replied)})
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv, count)
     lvlm = open_lvlm(lvlm_settings)
+    if models.device != "auto":
+        pick_device(models.device)  # before a folder is made for nothing
     folder = open_run(settings, lvlm_settings, config)
     with kept(folder), nullcontext() if settings.resume else held(folder):
         done = {answer.query.identity for answer in replied}

@@ -913,6 +913,10 @@ def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypat
         (("--vlm_model", "openai:gpt"), ["VLM_API_KEY"]),
         (("--task", "base_vlm_vqa", "--with_baseline"), ["--with_baseline"]),
         (("--device", "cuda:1", "--device_ids", "0,1"), ["--device cuda:1", "--device_ids"]),
+        (
+            ("--device", "cuda:99", "--vlm_model", "openai:x", "--vlm_base_url", "http://localhost:9/v1"),
+            ["--device cuda:99", "--device cpu"],
+        ),
         (("--vlm_model", "openai:x", "--vlm_base_url", "http://me:pw@host/v1"), ["password"]),
         (("--vlm_model", "openai:x", "--vlm_base_url", "host:80/v1"), ["--vlm_base_url", "http://HOST:PORT/v1"]),
         (("--vlm_model", "openai:", "--vlm_base_url", "http://host/v1"), ["openai:<name>"]),
@@ -926,8 +930,9 @@ def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypat
         (("--retry_wait", "inf"), ["--retry_wait", "'inf'"]),
     ],
 )
-def test_mistakes_are_one_sentence(ask: Call, nowhere: dict, options: tuple, words: list[str]) -> None:
+def test_mistakes_are_one_sentence(ask: Call, nowhere: dict, options: tuple, words: list[str], tmp_path: Path) -> None:
     assert_refused(ask("--dataset", "yollava", *options), *words)
+    assert not list((tmp_path / "results").rglob("config.json"))
 
 
 def test_a_wrong_model_is_found_before_the_recognition(ask: Call, monkeypatch: pytest.MonkeyPatch) -> None:
