@@ -355,11 +355,14 @@ def test_questions_know_whether_the_wrong_option_is_in_view(monkeypatch: pytest.
     told = []
     for _ in range(25):
         for request in questions(rng):
-            named, kind, letter, both_in_view = request.tag
+            named, kind, letter, both_in_view, several = request.tag
             assert [name.upper() in request.prompt for name in NAMES] == [named > 0, named > 1]
             if kind in TEXT_KINDS:
                 options = dict(re.findall(r"([AB])\.((?:teddy )?\w+)", request.prompt))
                 wrong = options["B" if letter == "A" else "A"]
+                categories = [thing.instance.category for thing in scenes[-1].objects]
+                if kind == "category":
+                    assert several == (categories.count(options[letter]) > 1)
                 assert both_in_view == any(getattr(thing.instance, kind) == wrong for thing in scenes[-1].objects)
                 told.append(both_in_view)
     assert 0 < sum(told) < len(told)

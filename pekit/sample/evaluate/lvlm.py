@@ -27,12 +27,14 @@ class Tag(NamedTuple):
         kind: key of `QUESTION_TEMPLATES`.
         letter: the right one, A or B.
         both_in_view: whether the wrong option is true of another object of the scene.
+        several: whether there is more than one of its kind.
     """
 
     named: int
     kind: str
     letter: str
     both_in_view: bool
+    several: bool
 
 
 def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
@@ -44,9 +46,10 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
         n_scenes: scenes to draw, of two to four objects; each is asked about one of them, one question of every kind.
 
     Returns:
-        Shares of right letters: of all questions, of each kind, and of the un-personalised baseline; then both of the
-        questions alone that nobody can answer without knowing which object is meant, whose wrong option is true of
-        another object in view; then of the questions with another object outlined besides.
+        Shares of right letters: of all questions, of each kind, of the counts that are not one, as most are, and of the
+        un-personalised baseline; then both of the questions alone that nobody can answer without knowing which object
+        is meant, whose wrong option is true of another object in view; then of the questions with another object
+        outlined besides.
     """
     rng = np.random.default_rng(seed)
     requests = [request for _ in range(n_scenes) for request in questions(rng)]
@@ -62,6 +65,12 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
         *(
             _row(f"… about its {kind}", [hit for tag, hit in asked if tag.kind == kind], 0.9, True)
             for kind in QUESTION_TEMPLATES
+        ),
+        _row(
+            "… about its count, several of its kind in view",
+            [hit for tag, hit in asked if tag.kind == "count" and tag.several],
+            0.9,
+            True,
         ),
         _row("the same without outline and name, several objects in view", [hit for _, hit in plain], 0.65, False),
         _row("those whose wrong option is true of another object in view", told_apart, 0.9, True),
@@ -100,7 +109,7 @@ def questions(rng: np.random.Generator) -> list[Request]:
         for named, picture in shown:
             name = NAMES[pair.index(own)] if named == 2 else NAMES[0]
             question = with_options(wording.format(name=name), two_options(right, wrong, letter))
-            tag = Tag(named, kind, letter, both)
+            tag = Tag(named, kind, letter, both, right_answer("count", own, things) != "one")
             requests.append(Request(tag, picture, box_prompt(question, NAMES[:named])))
     return requests
 
