@@ -101,18 +101,24 @@ def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
 
     Returns:
         The concept, or None where no concept has that name.
+
+    Raises:
+        UserError: several concepts have it.
     """
     concepts = tuple(concepts)
-    wanted = _folded(short)
-    for names in (
-        lambda concept: (concept.key, concept.name),
-        lambda concept: (without_category(concept.key),),
+    for wanted, name_of in (
+        (short, lambda concept: concept.key),
+        (short, lambda concept: concept.name),
+        (short, lambda concept: without_category(concept.key)),
+        (without_category(short), lambda concept: concept.key),
     ):
-        for concept in concepts:
-            if wanted in map(_folded, names(concept)):
-                return concept
-    list_name = _folded(without_category(short))
-    return next((concept for concept in concepts if _folded(concept.key) == list_name), None)
+        found = [concept for concept in concepts if _folded(name_of(concept)) == _folded(wanted)]
+        if len(found) > 1:
+            folders = " or ".join(concept.key for concept in found)
+            raise UserError(f'"{short}" may mean the concept {folders}: use the whole name, or rename one folder')
+        if found:
+            return found[0]
+    return None
 
 
 def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:

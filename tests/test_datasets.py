@@ -89,6 +89,13 @@ class TestNames:
         found = datasets.resolve_name(short, concepts)
         assert (found.key if found else None) == key
 
+    def test_a_short_name_of_two_folders_is_refused_and_their_own_names_are_not(self) -> None:
+        folders = ("anna-woman", "anna-dog", "anna mug-mug")
+        concepts = [datasets.concept_of_folder("this-is-my", folder) for folder in folders]
+        with pytest.raises(UserError, match='"Anna" may mean the concept anna-woman or anna-dog: use the whole name'):
+            datasets.resolve_name("Anna", concepts)
+        assert [datasets.resolve_name(own.key, concepts) for own in concepts] == concepts
+
     def test_published_lists_have_their_lengths(self) -> None:
         lengths = [len(datasets.published(name)) for name in ("myvlm", "yollava", "this-is-my")]
         assert [*lengths, len(datasets.published("this-is-my", True))] == [29, 40, 14, 21]
