@@ -73,6 +73,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], base: str,
         "base": base,
         **figures,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     for name, value in medians.items():
         spread = f"{min(seconds[name]) * 1e3:.1f}-{max(seconds[name]) * 1e3:.1f}"

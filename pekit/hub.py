@@ -214,13 +214,13 @@ def pick_device(device: str) -> torch.device:
     """``auto``: a CUDA GPU, else Apple's, else the CPU. A GPU with a number becomes the process's current one.
 
     Raises:
-        UserError: the device named is not on this machine.
+        UserError: the device named is not on this machine, or this build of torch has no code for it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.ones(1, device=chosen).add(1).item()  # runs something there: memory alone an old GPU would give
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)  # or pinning memory would open the first GPU in every process
     except (RuntimeError, AssertionError) as error:

@@ -170,12 +170,18 @@ class LocalLvlm(Lvlm):
         """Read the weights.
 
         Raises:
-            UserError: weights are missing or damaged, the model takes no images, or a device is not on this machine.
+            UserError: weights are missing or damaged, the model takes no images, a device is not on this machine, or
+                the GPUs named do not hold the model.
         """
         from transformers import AutoModelForImageTextToText
 
         options = {**placement(self._settings), **self._trust}
         self._model = self._checkpoint.load(AutoModelForImageTextToText, **options)
+        if "disk" in (getattr(self._model, "hf_device_map", None) or {}).values():  # each word would be read from there
+            raise UserError(
+                f"--vlm_model {self._settings.source} does not fit in the memory of --device_ids "
+                f"{','.join(map(str, self._settings.device_ids))}: name more GPUs, or a smaller model"
+            )
 
     def _slow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""

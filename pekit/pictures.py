@@ -164,7 +164,7 @@ def load_batches(
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_start_worker,
-            prefetch_factor=2 if workers else None,
+            prefetch_factor=(2 if batch_size <= 8 else 1) if workers else None,  # in batches: they lie in /dev/shm
             pin_memory=pin,
         )
     )

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PENDING_WRITES = 64
-AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 4}
+AUTO_BATCH = {"cuda": 16, "mps": 8, "cpu": 4}
 
 
 class Recognizer:

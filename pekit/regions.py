@@ -97,6 +97,8 @@ class Segmenter:
         self.prepare = PictureInput(self._processor)
         self.model = checkpoint.load(SamModel, dtype=dtype).to(device)
         self.source = checkpoint.described()
+        # the library's selection of automatic masks does not take scores of 16 bits
+        self.model.register_forward_hook(_scores_in_fp32)
         self._size, self.device, self.dtype = size, device, dtype
 
     @torch.inference_mode()
@@ -117,7 +119,7 @@ class Segmenter:
             input_boxes=boxes[:, None].to(self.dtype),
             multimask_output=True,
         )
-        best = output.iou_scores[:, 0].float().argmax(-1)
+        best = output.iou_scores[:, 0].argmax(-1)
         chosen = output.pred_masks[torch.arange(len(best), device=best.device), 0, best].float()
         count = len(chosen)
         masks = self._processor.post_process_masks(
@@ -151,6 +153,11 @@ class Segmenter:
         scores = np.asarray([float(score) for score in found["scores"]], dtype=np.float32)
         keep = masks.sum((1, 2)) >= max(min_area, 1)
         return Regions(mask_boxes(masks[keep]), scores[keep], masks[keep])
+
+
+def _scores_in_fp32(_model: SamModel, _inputs: tuple, output: Any) -> Any:
+    output.iou_scores = output.iou_scores.float()
+    return output
 
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:

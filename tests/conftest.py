@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # what is compared with was worked out on the CPU
 
 import numpy as np
 import pytest

@@ -206,7 +206,7 @@ class TestMemoryThatRunsOut:
         self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         monkeypatch.setattr(pictures, "squash", lambda *_: os.kill(os.getpid(), number))
-        assert_refused(self.extract(tmp_path, call, models), "--num_workers 0", "--shm-size")
+        assert_refused(self.extract(tmp_path, call, models), "--batch_size", "--num_workers 0", "--shm-size")
 
     def test_too_little_shared_memory(
         self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +217,7 @@ class TestMemoryThatRunsOut:
             )
 
         monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-        assert_refused(self.extract(tmp_path, call, models), "--num_workers 0", "--shm-size")
+        assert_refused(self.extract(tmp_path, call, models), "--batch_size", "--num_workers 0", "--shm-size")
 
     def test_other_errors_keep_their_traceback(self, call: Callable) -> None:
         with pytest.raises(RuntimeError, match="mat1 and mat2"):

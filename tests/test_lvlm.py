@@ -313,6 +313,16 @@ def test_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
+def test_a_model_that_the_gpus_do_not_hold_is_not_read_from_disk_for_every_word(
+    internvl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = {"device_map": "auto", "max_memory": {"cpu": 100_000}, "dtype": torch.float32}
+    monkeypatch.setattr("pekit.lvlm.placement", lambda settings: room)
+    lvlm = LocalLvlm(LvlmSettings(str(internvl), device_ids=(0, 1)))
+    with pytest.raises(UserError, match="does not fit in the memory of --device_ids 0,1: name more GPUs"):
+        lvlm.load()
+
+
 # --- served ---
 
 

@@ -31,6 +31,7 @@ from conftest import (
 from pekit.cli import detection, extraction
 from pekit.hub import pick_device
 from pekit.parallel import Shard, current_shard, gather, shard_device
+from pekit.records import UserError
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -66,10 +67,25 @@ def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expecte
 def test_the_processs_gpu_is_its_current_one(name: str, current: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, by what torch is asked for; it takes a device without a number for a mistake."""
     chosen: list[int] = []
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    ones = torch.ones(1)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: ones)
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
     assert str(pick_device(name)) == name
     assert chosen == current
+
+
+def test_a_gpu_that_torch_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives memory, and fails where something is computed."""
+
+    class Old(torch.Tensor):
+        def add(self, *_: object, **__: object) -> torch.Tensor:
+            raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nMore.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for maker in ("empty", "ones"):
+        monkeypatch.setattr(torch, maker, lambda *_, **__: torch.zeros(1).as_subclass(Old))
+    with pytest.raises(UserError, match=r"--device cuda .*no kernel image .* try --device cpu"):
+        pick_device("auto")
 
 
 def test_one_process_gathers_itself() -> None:

@@ -47,6 +47,6 @@ def test_one_photo_that_does_not_fit_is_a_users_error() -> None:
         steps(Stage(0), batch_of(2))
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda:1", 32), ("mps", 8), ("cpu", 4), ("xpu", 4), ("meta", 4)])
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", 16), ("mps", 8), ("cpu", 4), ("xpu", 4), ("meta", 4)])
 def test_auto_starts_from_the_devices_batch(device: str, expected: int) -> None:
     assert _Steps(LoadingSettings(batch_size=0), torch.device(device)).piece == expected

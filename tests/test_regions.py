@@ -194,6 +194,20 @@ class TestSegmenter:
         assert found.masks is not None and found.masks.shape == (len(found), SIZE, SIZE)
         assert (found.scores >= 0.95).all() and (found.masks.sum((1, 2)) >= 100).all()
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_automatic_masks_in_16_bits(
+        self, models: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = transformers.pipeline
+
+        def all_of_four(*args: object, **kwargs: object) -> object:
+            return partial(whole(*args, **kwargs), points_per_crop=2, stability_score_thresh=-1.0)
+
+        monkeypatch.setattr("transformers.pipeline", all_of_four)
+        monkeypatch.setattr(regions, "AUTOMATIC_MASK_IOU", -100.0)
+        found = regions.Segmenter(str(models / "masks"), SIZE, CPU, dtype).everything(picture(5, (SIZE, SIZE)), 1)
+        assert len(found) > 0 and found.scores.dtype == np.float32
+
 
 def test_tight_boxes_of_masks() -> None:
     rng = np.random.default_rng(0)

@@ -323,13 +323,16 @@ def tell_left_out(failed: dict[str, str], total: int) -> int:
 def _out_of_memory(error: RuntimeError) -> str | None:
     """The mend, where memory has run out. Torch is looked up, not imported: not loaded, it raised nothing."""
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
-        return "the GPU's memory is full: free it, or use another --device, --dtype bfloat16 or --models small"
+        return (
+            "the GPU's memory is full: free it, or use another --device, --dtype bfloat16, --models small or, for an "
+            "LVLM, more --device_ids or a smaller --vlm_model"
+        )
     # By its words: torch raises a bare RuntimeError, for a worker that was killed even out of a signal handler, so
     # wherever the program is at that time.
     if re.search(r"DataLoader worker \(pid|shared memory(\(shm\)| object)", str(error)):
         return (
-            "a process that reads photos was killed or has too little shared memory: give --num_workers 0, or a larger "
-            "/dev/shm (docker run --shm-size 8g)"
+            "a process that reads photos was killed or has too little shared memory: give a smaller --batch_size, "
+            "--num_workers 0, or a larger /dev/shm (docker run --shm-size 8g)"
         )
     return None
 
