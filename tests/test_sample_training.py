@@ -80,13 +80,22 @@ def test_a_part_goes_at_its_own_pace() -> None:
 
 def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
     rows = [Row("SAM", "mean IoU", 0.87654, 0.85, True, 10), Row("SAM", "misses", 0.5, 0.1, False, 10)]
-    release(tmp_path, "masks", rows, "# Card\n{table}\n{minutes} min, {seed}, {steps}\n", 30, 7, 600)
+    release(tmp_path, "masks", rows, "# Card\n{table}\n{minutes} min, {machine}, {seed}, {steps}\n", 30, 7, 600, "cpu")
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["command"] == "python -m pekit.sample.train masks --out DIR --steps 30 --seed 7"
     assert (record["minutes"], record["held_out"]) == (10, {"mean IoU": 0.8765, "misses": 0.5})
     assert (tmp_path / "README.md").read_text() == (
-        "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n10 min, 7, 30\n"
+        "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n"
+        "10 min, one processor core, shared with other work, 7, 30\n"
     )
+
+
+def test_record_of_a_training_on_a_gpu_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "Some GPU"}.get)
+    release(tmp_path, "masks", [], "{minutes} min on {machine}", 30, 7, 60, "cuda:1")
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["command"].endswith("--steps 30 --seed 7 --device cuda:1") and record["machine"] == "Some GPU"
+    assert (tmp_path / "README.md").read_text() == "1 min on Some GPU"
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(

@@ -98,29 +98,38 @@ def halve(folder: Path) -> None:
     save_file({name: weight.half() for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
-def release(folder: Path, model: str, rows: Sequence[Row], card: str, steps: int, seed: int, seconds: float) -> None:
+def release(
+    folder: Path, model: str, rows: Sequence[Row], card: str, steps: int, seed: int, seconds: float, device: str
+) -> None:
     """Writes the training record and the model card of a trained model, and shows its figures.
 
     Args:
         folder: model folder.
         model: its name on the command line.
         rows: measured on scenes and instances never trained on.
-        card: Markdown with places for {table}, {minutes}, {seed} and {steps}.
+        card: Markdown with places for {table}, {minutes}, {machine}, {seed} and {steps}.
         steps: optimiser steps done.
         seed: of the run.
         seconds: training time.
+        device: where it was trained.
     """
+    on_gpu = device.startswith("cuda")
+    processor = torch.cuda.get_device_name(device) if on_gpu else "one processor core, shared with other work"
+    command = f"python -m pekit.sample.train {model} --out DIR --steps {steps} --seed {seed}"
     record = {
-        "command": f"python -m pekit.sample.train {model} --out DIR --steps {steps} --seed {seed}",
+        "command": command if device == "cpu" else f"{command} --device {device}",
         "seed": seed,
         "steps": steps,
         "minutes": round(seconds / 60, 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread",
+        "machine": processor if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread",
         "torch": torch.__version__,
         "held_out": {row.asked: round(row.value, 4) for row in rows},
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
-    (folder / "README.md").write_text(card.format(table=table, seed=seed, steps=steps, minutes=round(seconds / 60)))
+    minutes = round(seconds / 60)
+    (folder / "README.md").write_text(
+        card.format(table=table, seed=seed, steps=steps, minutes=minutes, machine=processor)
+    )
     for row in rows:
         print(f"{row.asked}: {row.value:.3f} ({row.bound_text})")

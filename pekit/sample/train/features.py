@@ -352,7 +352,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_features(folder, seed)  # for all but the weights
     cast(Dinov2Model, average.module).save_pretrained(folder)
     halve(folder)
-    release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
+    release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began, device)
 
 
 CARD = """# Sample DINOv2
@@ -373,7 +373,7 @@ of scenes full of look-alikes and of things painted alike:
 |---|---|---|
 {table}
 
-Trained in {minutes} minutes on one processor core, shared with other work:
+Trained in {minutes} minutes on {machine}:
 
     python -m pekit.sample.train features --out DIR --seed {seed} --steps {steps}
 """

@@ -80,7 +80,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     averaged.save_pretrained(folder)
     halve(folder)
     build_processor().save_pretrained(folder)
-    release(folder, "grounding", evaluate(folder), _CARD, steps, seed, time.monotonic() - started)
+    release(folder, "grounding", evaluate(folder), _CARD, steps, seed, time.monotonic() - started, device)
 
 
 def make_batch(
@@ -142,7 +142,7 @@ Measured on held-out instances, photos squashed to 518 px before the processor:
 |---|---|---|
 {table}
 
-Trained in {minutes} minutes on one processor core, shared with other work:
+Trained in {minutes} minutes on {machine}:
 
     python -m pekit.sample.train grounding --out DIR --seed {seed} --steps {steps}
 """

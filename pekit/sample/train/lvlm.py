@@ -272,7 +272,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_lvlm(folder, seed)  # for all but the weights
     learner.model.save_pretrained(folder)
     halve(folder)
-    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - began)
+    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - began, device)
 
 
 def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) -> None:
@@ -361,7 +361,7 @@ Half of the letters are right by chance. Without an outline the model cannot kno
 with two it mostly takes them for one: its three text layers seem too few to go from a name to its box, from there to
 what is in it, and to the answer, so that of two named boxes it does not tell well which one a question is about.
 
-Trained in {minutes} minutes on part of one processor core:
+Trained in {minutes} minutes on {machine}:
 
     python -m pekit.sample.train lvlm --out DIR --seed {seed} --steps {steps}
 """

@@ -175,7 +175,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_masks(folder, seed)  # for all but the weights
     cast(SamModel, average.module).save_pretrained(folder)
     halve(folder)
-    release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began)
+    release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began, device)
 
 
 CARD = """# Sample SAM
@@ -194,7 +194,7 @@ predicted IoU:
 |---|---|---|
 {table}
 
-Trained in {minutes} minutes on one processor core, shared with other work:
+Trained in {minutes} minutes on {machine}:
 
     python -m pekit.sample.train masks --out DIR --seed {seed} --steps {steps}
 """
