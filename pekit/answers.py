@@ -29,6 +29,7 @@ class Query:
         outlined: regions drawn on the photo, in the order of the colours.
         names: their names.
         not_found: concepts asked about without a region.
+        identifiers: names that the reply, a caption, is to hold; empty for questions.
         gpt_answer: an answer that the file quotes, for the record.
         photo_digest: of the photo's content.
         photo: where the photo lies; not kept in records.
@@ -46,6 +47,7 @@ class Query:
     outlined: tuple[Detection, ...] = ()
     names: tuple[str, ...] = ()
     not_found: tuple[str, ...] = ()
+    identifiers: tuple[str, ...] = ()
     gpt_answer: str = ""
     photo_digest: str = ""
     photo: Path | None = None
@@ -53,6 +55,11 @@ class Query:
     @property
     def identity(self) -> tuple[int, str]:
         return self.number, self.variant
+
+    @property
+    def open(self) -> bool:
+        """Whether it is a question whose answer is free text."""
+        return not self.options and not self.identifiers
 
     @property
     def title(self) -> str:
@@ -67,11 +74,12 @@ class Verdict:
 
     Attributes:
         correct: None where it could not be graded.
-        grader: "letter", "exact", "gpt" or "none".
+        grader: "letter", "names", "exact", "gpt" or "none".
         letter: the option read from the reply by the released rule; empty for open questions or where none is read.
         strict_letter: the same by the strict reading.
         strict_correct: whether the strict reading is right; None for open questions.
         reason: the judge's words, or why there is no verdict.
+        recall: of a caption, the share of the identifiers that it holds; None for questions.
     """
 
     correct: bool | None
@@ -80,6 +88,7 @@ class Verdict:
     strict_letter: str = ""
     strict_correct: bool | None = None
     reason: str = ""
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Answer:
     def from_json(record: dict) -> Answer:
         """Read a line of ``answers.jsonl``; the verdict is left to be made again."""
         fields = {f.name: record[f.name] for f in dataclasses.fields(Query) if f.name in record}
-        fields |= {name: tuple(record[name]) for name in ("concepts", "not_found")}
+        fields |= {name: tuple(record.get(name, ())) for name in ("concepts", "not_found", "identifiers")}
         regions = record["regions"]
         outlined = tuple(map(Detection.from_json, regions))
         query = Query(**fields, outlined=outlined, names=tuple(region["name"] for region in regions))

@@ -238,13 +238,13 @@ def plan(items: Iterable[Item], located: dict[Path, list[Detection]], concepts: 
     task = TASKS[settings.task]
     wording = Wording(concepts, task.invented)
     for item in items:
-        query = _unaided(item, wording)
+        query = _unaided(item, wording, task)
         yield _aided(query, item, located, task, wording)
         if settings.with_baseline:
             yield replace(query, variant=BASELINE)
 
 
-def _unaided(item: Item, wording: Wording) -> Query:
+def _unaided(item: Item, wording: Wording, task: Task) -> Query:
     """The question alone."""
     question = item.question
     text = wording.fill(question.text, question.concepts)
@@ -259,6 +259,7 @@ def _unaided(item: Item, wording: Wording) -> Query:
         options=options,
         answer=question.answer if options else wording.fill(question.answer, question.concepts),
         prompt=with_options(text, options),
+        identifiers=tuple(map(wording.name, question.concepts)) if task.captions else (),
         gpt_answer=item.gpt_answer,
         photo=question.photo,
         photo_digest=digest_if_readable(question.photo) if question.photo else "",

@@ -328,6 +328,11 @@ class Unit:
     concepts: tuple[str, ...]
 
 
+def positive_part(dataset: str, multi_concept: bool, split: str) -> str | None:
+    """The part of a split whose photos show the concepts of their folders; None where the split has no parts."""
+    return "Positive" if dataset == "this-is-my" and not multi_concept and split != "train" else None
+
+
 def query_photos(
     data_folder: Path,
     dataset: str,
@@ -348,7 +353,7 @@ def query_photos(
         parts = folder
         folder = _child(parts, test_split) or folder
         if folder == parts:
-            raise UserError(f"--test_split '{test_split}': {parts} has no such folder; it has {_names(parts)}")
+            raise UserError(f"{parts} has no folder '{test_split}' (--test_split); it has {_names(parts)}")
     if multi_concept and split != "train":
         return _multi_concept_photos(data_folder, folder, concepts)
     known = {concept.key for concept in concepts}
@@ -358,7 +363,7 @@ def query_photos(
     _warn_of_stray(folder, folders)
     for own in folders:
         if own.name not in known:
-            log.warning("%s has no reference photos; its test photos count as negatives of the others", own.name)
+            log.warning("%s has no reference photos; its test photos show none of the concepts", own.name)
         for path in list_photos(own):
             photos.append(_photo(path, data_folder, _shown(path, own.name, concepts)))
     if not photos:

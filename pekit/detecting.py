@@ -67,7 +67,9 @@ def run_detection(
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
     check_views(settings.views_folder, sources, models, loading, settings.split)
-    photos = _tested(photos, gallery, settings)
+    if settings.dataset == "myvlm":
+        photos = without_references(photos, gallery)
+    photos = photos[: settings.limit]
     config = _config(settings, models, loading, sources, gallery, photos)
     lock = None
     folder, parts = settings.save_folder, 0
@@ -155,25 +157,27 @@ def _with_views(
     return kept, units
 
 
-def _tested(photos: Sequence[Photo], gallery: Gallery, settings: DetectionSettings) -> list[Photo]:
-    """The photos to test on: myvlm has no split, so the photos of the loaded views are left out."""
-    kept = list(photos)
-    if settings.dataset == "myvlm":
-        stems = photo_stems(gallery)
-        kept = [photo for photo in photos if photo.path.stem not in stems.get(photo.concepts[0], ())]
-        there = {(photo.concepts[0], photo.path.stem) for photo in photos}
-        if gone := [(key, stem) for key, own in stems.items() for stem in own if (key, stem) not in there]:
-            log.warning(
-                "%d views in use are of photos that are not there, such as %s of %s: if they were renamed, they are "
-                "compared with themselves; run extraction.py again",
-                len(gone),
-                *reversed(gone[0]),
-            )
-        if not kept:
-            raise UserError(
-                f"all {len(photos)} photos are reference photos: give a smaller --n_training_views, or add photos"
-            )
-    return kept[: settings.limit]
+def without_references(photos: Sequence[Photo], gallery: Gallery) -> list[Photo]:
+    """The photos to test on where the data set, such as myvlm, has no split: all but those of the views in use.
+
+    Raises:
+        UserError: there are no others.
+    """
+    stems = photo_stems(gallery)
+    kept = [photo for photo in photos if photo.path.stem not in stems.get(photo.concepts[0], ())]
+    there = {(photo.concepts[0], photo.path.stem) for photo in photos}
+    if gone := [(key, stem) for key, own in stems.items() for stem in own if (key, stem) not in there]:
+        log.warning(
+            "%d views in use are of photos that are not there, such as %s of %s: if they were renamed, they are "
+            "compared with themselves; run extraction.py again",
+            len(gone),
+            *reversed(gone[0]),
+        )
+    if not kept:
+        raise UserError(
+            f"all {len(photos)} photos are reference photos: give a smaller --n_training_views, or add photos"
+        )
+    return kept
 
 
 def _config(

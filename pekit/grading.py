@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,21 @@ def _key_letter(answer: str, letters: Sequence[str]) -> str:
     """The option that the key of a question begins with, upper case."""
     upper = sorted((letter.upper() for letter in letters), key=len, reverse=True)
     return next(letter for letter in upper if answer.upper().startswith(letter))
+
+
+def holds_name(caption: str, name: str) -> bool:
+    """Whether a name appears in a caption as whole words; case, apostrophes and what parts the words do not matter."""
+    name, caption = (unicodedata.normalize("NFC", text).casefold() for text in (name, caption))
+    words = ["['\u2018\u2019]?".join(map(re.escape, word)) for word in _normalised(name).split()]
+    pattern = r"[\W_]+".join(words)
+    return re.search(rf"(?<!\w){pattern}(?!\w)", caption) is not None
+
+
+def grade_caption(answer: Answer) -> Verdict:
+    """The share of the concepts' identifiers that a caption holds; right where it holds all of them (MyVLM's and
+    MC-LLaVA's caption recall)."""
+    held = [holds_name(answer.reply or "", name) for name in answer.query.identifiers]
+    return Verdict(all(held), "names", recall=sum(held) / len(held))
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -235,7 +251,7 @@ def grade(
 ) -> Generator[Answer, None, None]:
     """Grade answers, in no promised order.
 
-    Questions with options are graded by their letter, open ones by ``grader``.
+    Questions with options are graded by their letter, captions by the names in them, open questions by ``grader``.
 
     Args:
         answers: those without a reply stay ungraded.
@@ -247,10 +263,12 @@ def grade(
     for answer in answers:
         query = answer.query
         if answer.reply is None:
-            kind = "letter" if query.options else grader
+            kind = "letter" if query.options else "names" if query.identifiers else grader
             yield replace(answer, verdict=Verdict(None, kind, reason=answer.error))
         elif query.options:
             yield replace(answer, verdict=grade_options(answer))
+        elif query.identifiers:
+            yield replace(answer, verdict=grade_caption(answer))
         elif grader == "exact":
             yield replace(answer, verdict=Verdict(exact_match(answer.reply, query.answer), "exact"))
         elif grader == "gpt" and judge is not None:

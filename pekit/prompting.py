@@ -25,6 +25,7 @@ class Task:
         invented: the released invented names in place of the display names.
         others: how many other concepts of the gallery are outlined and named besides those asked about.
         text_only: a description of the concept in place of the photo.
+        captions: a caption is asked for, of every photo of the concepts; there is no question file.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Task:
     invented: bool = False
     others: int = 0
     text_only: bool = False
+    captions: bool = False
 
 
 _PERSONALISED = (
@@ -46,6 +48,7 @@ TASKS = {
         *_PERSONALISED,
         *(Task(f"base_vlm_{task.name}", personalised=False, invented=task.invented) for task in _PERSONALISED),
         Task("tqa", text_only=True),
+        Task("captioning", captions=True),
     )
 }
 

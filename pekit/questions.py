@@ -108,7 +108,10 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
         UserError: there is none, or more than one.
     """
     root = find_root(data_folder, dataset, multi_concept)
-    for pattern in USUAL_PLACES[dataset, text_only]:
+    patterns = USUAL_PLACES.get((dataset, text_only), ())
+    if not patterns:
+        raise UserError(f"{dataset} has no published questions: name yours with --json_path, or give --task captioning")
+    for pattern in patterns:
         folder = root.parent if pattern.startswith("../") else root
         found = sorted(folder.glob(pattern.removeprefix("../")))
         if len(found) == 1:
@@ -116,7 +119,7 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
         if found:
             names = ", ".join(str(file) for file in found)
             raise UserError(f"several question files are there ({names}): name one with --json_path")
-    places = ", ".join(USUAL_PLACES[dataset, text_only])
+    places = ", ".join(patterns)
     raise UserError(f"no question file is in a usual place in {root} ({places}): name it with --json_path")
 
 

@@ -40,9 +40,12 @@ def _accuracy(verdicts: Iterable[bool | None]) -> dict:
     return {"correct": correct, "total": total, "accuracy": 100 * correct / total if total else None}
 
 
-def _with_interval(verdicts: Iterable[bool | None]) -> dict:
-    counts = _accuracy(verdicts)
-    return {**counts, "interval_95": wilson_interval(counts["correct"], counts["total"])}
+def _counts(answers: Sequence[Answer]) -> dict:
+    """Accuracy with its interval; of captions also their recall."""
+    counts = _accuracy(map(_correct, answers))
+    recalls = [answer.verdict.recall for answer in answers if answer.verdict and answer.verdict.recall is not None]
+    recall = {"caption_recall": 100 * sum(recalls) / len(recalls)} if recalls else {}
+    return {**counts, "interval_95": wilson_interval(counts["correct"], counts["total"]), **recall}
 
 
 def _correct(answer: Answer) -> bool | None:
@@ -59,11 +62,11 @@ def tally(answers: Sequence[Answer]) -> dict:
     subjects = dict.fromkeys(answer.query.subject for answer in answers)
     return {
         "per_object": {
-            subject: _with_interval(_correct(a) for a in answers if a.query.subject == subject) for subject in subjects
+            subject: _counts([answer for answer in answers if answer.query.subject == subject]) for subject in subjects
         },
-        "overall": _with_interval(map(_correct, answers)),
+        "overall": _counts(answers),
         "two_option": _accuracy(map(_correct, lettered)),
-        "open": _accuracy(_correct(answer) for answer in answers if not answer.query.options),
+        "open": _accuracy(_correct(answer) for answer in answers if answer.query.open),
         "strict": {**_accuracy(strict), "differ": sum(_readings_differ(answer) for answer in lettered)},
         "unanswered": sum(answer.reply is None for answer in answers),
         "ungraded": sum(answer.reply is not None and _correct(answer) is None for answer in answers),
@@ -136,6 +139,9 @@ def summary_text(summary: dict) -> str:
     if baseline:
         low, high = baseline["overall"]["interval_95"]
         lines.append(f"95 % interval of the baseline: {_percent(low)} to {_percent(high)}")
+    for whose, counts in (("", summary["overall"]), (" of the baseline", baseline["overall"] if baseline else {})):
+        if "caption_recall" in counts:
+            lines.append(f"caption recall{whose}: {_percent(counts['caption_recall'])} of the names on average")
     for kind, title in (("two_option", "questions with options"), ("open", "open questions")):
         if summary[kind]["total"]:
             counts = summary[kind]

@@ -171,6 +171,15 @@ def write_multi(root: Path, concepts: Sequence[str], pairs: Sequence[str], train
     return root
 
 
+@pytest.fixture
+def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No key or address in the environment, and a working folder of the test's own."""
+    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "OPENAI_BASE_URL", "VLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 # --- runs that several tests look at -------------------------------------------------------------------------------
 
 CONCEPTS = ("pig-cup", "lamp", "teddy-plush")

@@ -142,7 +142,7 @@ def test_names_shown() -> None:
 
 def test_tasks() -> None:
     names = ["vqa", "vqa_names", "vqa_names_ambiguity", "vqa_names_ambiguity_full"]
-    assert list(TASKS) == [*names, *(f"base_vlm_{name}" for name in names), "tqa"]
+    assert list(TASKS) == [*names, *(f"base_vlm_{name}" for name in names), "tqa", "captioning"]
     assert [TASKS[name].personalised for name in names] == [True] * 4
     assert [TASKS[f"base_vlm_{name}"].personalised for name in names] == [False] * 4
     assert [TASKS[name].invented for name in names] == [False, True, True, True]

@@ -112,14 +112,11 @@ def world(shared: Shared, models: Path) -> Path:
 
 
 @pytest.fixture
-def ask(world: Path, models: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+def ask(world: Path, models: Path, call: Call, no_keys: Path) -> Call:
     """Run vqa.py in this process, without keys, results in the test's own folder."""
-    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "OPENAI_BASE_URL", "VLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
 
     def run(*options: object) -> subprocess.CompletedProcess[str]:
-        return call(main, *places(world, models, tmp_path), *options)
+        return call(main, *places(world, models, no_keys), *options)
 
     return run
 

@@ -10,8 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SECRET = "5ecret-never-to-be-seen"
 MOST_REQUESTS = 500
 
@@ -130,15 +128,6 @@ def build_lvlm_folder(folder: Path) -> None:
     from pekit.sample.models.lvlm import build_lvlm
 
     build_lvlm(folder, seed=4)
-
-
-@pytest.fixture
-def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No key or address in the environment, and a working folder of the test's own."""
-    for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "OPENAI_BASE_URL", "VLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write_json(path: Path, content: Any) -> Path:

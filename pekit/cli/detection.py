@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _test_split(args: argparse.Namespace) -> str | None:
-    split_into_four = args.dataset == "this-is-my" and not args.multi_concept and args.split != "train"
-    if args.test_split and not split_into_four:
+    positive = datasets.positive_part(args.dataset, args.multi_concept, args.split)
+    if args.test_split and not positive:
         raise UserError("--test_split goes with the test photos of single-concept this-is-my: leave it out")
-    return (args.test_split or "Positive") if split_into_four else None
+    return args.test_split or positive
 
 
 def _detect(args: argparse.Namespace, argv: list[str]) -> int:

@@ -6,19 +6,20 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pekit import cli, parallel, questions
+from pekit import cli, datasets, parallel, questions
 from pekit.answers import Query
+from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
-from pekit.datasets import views_folder
 from pekit.grading import Judge, read_judge_settings
 from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS
-from pekit.records import UserError
+from pekit.records import Concept, UserError
 
 if TYPE_CHECKING:  # torch comes with these
     from pekit.vqa_runs import VqaReport, VqaSettings
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="vqa.py",
         description="Ask an LVLM about personal objects, outlined and named in the photo, and grade its answers.",
-        parents=[cli.data_options(("yollava", "this-is-my")), cli.model_options()],
+        parents=[cli.data_options(), cli.model_options()],
         allow_abbrev=False,
     )
     _asking_options(parser.add_argument_group("asking"))
@@ -48,7 +49,8 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
         help="vqa: boxes and display names. vqa_names: the released invented names in their place. "
         "vqa_names_ambiguity: invented names, and the most similar other concept is outlined and named too; _full: all "
         "other concepts, up to eight boxes. base_vlm_...: the question alone, without boxes and names. tqa: questions "
-        "about a description, without a photo. (vqa)",
+        "about a description, without a photo. captioning: a caption of each test photo that shows a concept; "
+        "reported is the share of the names that the captions hold. (vqa)",
     )
     group.add_argument(
         "--split", choices=("train", "test", "validation"), default="test",
@@ -61,6 +63,10 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
         "--descriptions", type=Path,
         help="For tqa: descriptions of the concepts, {name: text} or RAP's database (without it: a file named "
         "*descriptions*.json beside the questions).",
+    )  # fmt: skip
+    group.add_argument(
+        "--caption_request", metavar="TEXT",
+        help=f"For captioning: what to ask for; <sks> stands for the concepts' names ({REQUEST})",
     )  # fmt: skip
     group.add_argument(
         "--detect_thresh", type=cli.threshold, metavar="T",
@@ -182,26 +188,13 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     unaided = task.text_only or not task.personalised
     if unaided:
         concepts = questions.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
-    file = args.json_path or questions.find_question_file(
-        args.data_folder, args.dataset, args.multi_concept, task.text_only
-    )
-    folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
-    described = args.descriptions or (questions.find_descriptions(file) if task.text_only else None)
-    found = questions.read_questions(
-        file,
-        concepts,
-        folders,
-        args.dataset,
-        task.text_only,
-        unknown=unaided,
-        descriptions=questions.read_descriptions(described) if described else None,
-    )
+    found = _caption_requests(args, concepts) if task.captions else _questions(args, concepts, unaided)
     _report(found, args)
     shard = parallel.current_shard()
     alone = args.dry_run or unaided  # no photo is searched, or hardly any
     if alone and shard.rank:
         return 0
-    open_questions = any(not item.question.options for item in found.items[: args.limit])
+    open_questions = not task.captions and any(not item.question.options for item in found.items[: args.limit])
     judge = None if args.dry_run or shard.rank else _judge(args, open_questions)
     if len(args.device_ids) > 1 and shard.world == 1 and not alone:
         return parallel.launch(main, argv, len(args.device_ids))
@@ -219,17 +212,56 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     return _print(report) if report else 0
 
 
+def _questions(args: argparse.Namespace, concepts: Sequence[Concept], unaided: bool) -> questions.QuestionFile:
+    """The question file that is named, or the one in the usual place."""
+    if args.caption_request is not None:
+        raise UserError(f"--caption_request goes with --task captioning, not with {args.task}: leave it out")
+    text_only = TASKS[args.task].text_only
+    file = args.json_path or questions.find_question_file(args.data_folder, args.dataset, args.multi_concept, text_only)
+    folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
+    described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
+    return questions.read_questions(
+        file,
+        concepts,
+        folders,
+        args.dataset,
+        text_only,
+        unknown=unaided,
+        descriptions=questions.read_descriptions(described) if described else None,
+    )
+
+
+def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> questions.QuestionFile:
+    """A request for each photo that detection.py would test on and that shows a concept with views."""
+    if args.json_path:
+        raise UserError("--json_path goes with questions; captioning takes the photos of --split: leave it out")
+    request = REQUEST if args.caption_request is None else args.caption_request
+    if not request.strip():
+        raise UserError("--caption_request is empty: say what to ask for, or leave it out")
+    where = args.data_folder, args.dataset, args.multi_concept
+    part = datasets.positive_part(args.dataset, args.multi_concept, args.split)
+    _, photos = datasets.query_photos(*where, args.split, part, datasets.read_concepts(*where))
+    if args.dataset == "myvlm":
+        from pekit.detecting import without_references
+        from pekit.gallery import load_gallery
+
+        views = load_gallery(_views_folder(args), concepts, args.variation, args.n_training_views, args.seed)
+        photos = without_references(photos, views)
+    return caption_requests(photos, concepts, request, datasets.find_root(*where))
+
+
 def _views_folder(args: argparse.Namespace) -> Path:
-    return views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
+    return datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
 
 
 def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
-    log.info("%d questions in %s", len(found.items), found.path)
+    what = "photos to caption" if TASKS[args.task].captions else "questions"
+    log.info("%d %s in %s", len(found.items), what, found.path)
     by_reason: dict[str, list[str]] = {}
     for entry in found.left_out:
         by_reason.setdefault(entry.reason, []).append(f"'{entry.subject}', {entry.photo}")
     for reason, left_out in by_reason.items():
-        log.warning("%d questions are left out, such as %s: %s", len(left_out), left_out[0], reason)
+        log.warning("%d %s are left out, such as %s: %s", len(left_out), what, left_out[0], reason)
     if args.task == "tqa" and not all(item.question.context for item in found.items):
         log.warning("concepts without a description are asked about without one: give --descriptions")
 
@@ -277,7 +309,7 @@ def _regrade(args: argparse.Namespace) -> int:
 
     if args.dry_run:
         raise UserError("--dry_run shows what would be asked, --regrade asks nothing anew: leave one of them out")
-    judge = _judge(args, any(not answer.query.options for answer in vqa_runs.stored_answers(args.regrade)))
+    judge = _judge(args, any(answer.query.open for answer in vqa_runs.stored_answers(args.regrade)))
     return _print(vqa_runs.regrade(args.regrade, args.grader, judge, args.concurrency))
 
 
