@@ -123,7 +123,8 @@ class Answer:
     def from_json(record: dict) -> Answer:
         """Read a line of ``answers.jsonl``; the verdict is left to be made again."""
         fields = {f.name: record[f.name] for f in dataclasses.fields(Query) if f.name in record}
-        fields |= {name: tuple(record.get(name, ())) for name in ("concepts", "not_found", "identifiers")}
+        fields |= {name: tuple(record[name]) for name in ("concepts", "not_found")}
+        fields["identifiers"] = tuple(record.get("identifiers", ()))  # runs of earlier versions have none
         regions = record["regions"]
         outlined = tuple(map(Detection.from_json, regions))
         query = Query(**fields, outlined=outlined, names=tuple(region["name"] for region in regions))

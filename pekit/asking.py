@@ -146,9 +146,12 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
             outdated[0].query.photo_name,
         )
         replied = [answer for answer in replied if answer.query.number not in changed]
-    vanished = {answer.query.number for answer in replied} - items.keys()
-    most = None if settings.limit is None else max(0, settings.limit - len(vanished))
-    return replied, questions.items[:most]
+    if settings.limit is None:
+        return replied, questions.items
+    # Those that the run has answered first: a photo that was missing may be back and stand before them.
+    answered = {answer.query.number for answer in replied}
+    others = [number for number in items if number not in answered][: max(0, settings.limit - len(answered))]
+    return replied, [item for item in questions.items if item.number in answered.union(others)]
 
 
 def _has_changed(photo: Path | None, digest: str) -> bool:
@@ -183,7 +186,8 @@ def _check_views(settings: VqaSettings, models: ModelSettings, loading: LoadingS
     """Views and photos must go through the same models at the same size."""
     from pekit.detecting import check_views  # loads the recognition's libraries
 
-    check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading)
+    split = settings.split if TASKS[settings.task].captions else ""
+    check_views(settings.views_folder, identify(models, ground=True, segment=False), models, loading, split)
 
 
 def locate_concepts(

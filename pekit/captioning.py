@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pekit.questions import UNKNOWN_CONCEPT, Item, LeftOut, QuestionFile
+from pekit.questions import Item, LeftOut, QuestionFile
 from pekit.records import Concept, Photo, Question, UserError
 
 REQUEST = "Please caption this image."
@@ -17,7 +17,7 @@ def caption_requests(photos: Sequence[Photo], concepts: Sequence[Concept], reque
 
     Args:
         photos: each with the concepts that it shows.
-        concepts: those with views; photos that show others are left out.
+        concepts: those with views; photos that show any other are left out.
         request: what is asked of each photo; ``<sks>`` stands for the concepts' names.
         folder: where the photos lie.
 
@@ -33,11 +33,11 @@ def caption_requests(photos: Sequence[Photo], concepts: Sequence[Concept], reque
     left_out: list[LeftOut] = []
     for number, photo in enumerate(photos, start=1):
         subject = photo.path.parent.name
-        if not known.issuperset(photo.concepts):
-            left_out.append(LeftOut(subject, photo.name, UNKNOWN_CONCEPT, number))
+        if without := [key for key in photo.concepts if key not in known]:
+            left_out.append(LeftOut(subject, photo.name, f"no views of {' and '.join(without)} are stored", number))
             continue
-        digest.update(f"\0{photo.name}".encode())
+        digest.update(f"\0{number}\0{photo.name}\0{photo.concepts}".encode())
         items.append(Item(number, subject, Question(request, "<sks>", photo.concepts, photo.path, {}, photo.name)))
     if not items:
-        raise UserError(f"none of the photos in {folder} shows a concept with views: run extraction.py first")
+        raise UserError(f"no photo in {folder} shows only concepts that have views: run extraction.py first")
     return QuestionFile(folder, digest.hexdigest()[:16], tuple(items), tuple(left_out))

@@ -353,22 +353,30 @@ def query_photos(
         parts = folder
         folder = _child(parts, test_split) or folder
         if folder == parts:
-            raise UserError(f"{parts} has no folder '{test_split}' (--test_split); it has {_names(parts)}")
+            raise UserError(
+                f"{parts} has no folder '{test_split}' (it has {_names(parts)}): add it, or check --data_folder and "
+                "detection.py's --test_split"
+            )
     if multi_concept and split != "train":
         return _multi_concept_photos(data_folder, folder, concepts)
-    known = {concept.key for concept in concepts}
     units = [Unit(concept.key, (concept.key,)) for concept in concepts]
     photos = []
     folders = concept_folders(folder)
     _warn_of_stray(folder, folders)
     for own in folders:
-        if own.name not in known:
-            log.warning("%s has no reference photos; its test photos show none of the concepts", own.name)
         for path in list_photos(own):
             photos.append(_photo(path, data_folder, _shown(path, own.name, concepts)))
     if not photos:
         raise UserError(f"{folder} holds no photo in concept folders; check --split and --data_folder")
     return units, photos
+
+
+def warn_of_unknown(photos: Iterable[Photo], concepts: Iterable[Concept]) -> None:
+    """Say which of the folders of test photos have no reference photos."""
+    known = {concept.key for concept in concepts}
+    for folder in dict.fromkeys(photo.concepts[0] for photo in photos):
+        if folder not in known:
+            log.warning("%s has no reference photos; its test photos count as negatives of the others", folder)
 
 
 def _shown(path: Path, folder: str, concepts: Sequence[Concept]) -> tuple[str, ...]:

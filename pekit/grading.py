@@ -101,19 +101,37 @@ def _key_letter(answer: str, letters: Sequence[str]) -> str:
     return next(letter for letter in upper if answer.upper().startswith(letter))
 
 
-def holds_name(caption: str, name: str) -> bool:
-    """Whether a name appears in a caption as whole words; case, apostrophes and what parts the words do not matter."""
-    name, caption = (unicodedata.normalize("NFC", text).casefold() for text in (name, caption))
-    words = ["['\u2018\u2019]?".join(map(re.escape, word)) for word in _normalised(name).split()]
-    pattern = r"[\W_]+".join(words)
-    return re.search(rf"(?<!\w){pattern}(?!\w)", caption) is not None
+def named_in(caption: str, names: Sequence[str]) -> list[str]:
+    """The names that appear in a caption as whole words; case, apostrophes and what parts the words do not matter.
+
+    Where one name is part of another, "Casey" of "Casey's boosted board", it is looked for beside the longer one.
+    """
+    rest = unicodedata.normalize("NFC", caption).casefold()
+    found = []
+    for name in sorted(names, key=len, reverse=True):
+        rest, times = re.subn(_name_pattern(name), "\0", rest)
+        if times:
+            found.append(name)
+    return found
+
+
+def _name_pattern(name: str) -> str:
+    name = re.sub(r"['\u2018\u2019]", "", unicodedata.normalize("NFC", name).casefold())
+    words = re.findall(r"[^\W_]+", name)
+    if not words:  # signs alone
+        return re.escape(name)
+    pattern = r"[\W_]+".join("['\u2018\u2019]?".join(map(re.escape, word)) for word in words)
+    # scripts without capitals may put no space between words
+    before, after = (sign.isascii() or sign.upper() != sign for sign in (words[0][0], words[-1][-1]))
+    return (r"(?<![^\W_])" if before else "") + pattern + (r"(?![^\W_])" if after else "")
 
 
 def grade_caption(answer: Answer) -> Verdict:
     """The share of the concepts' identifiers that a caption holds; right where it holds all of them (MyVLM's and
     MC-LLaVA's caption recall)."""
-    held = [holds_name(answer.reply or "", name) for name in answer.query.identifiers]
-    return Verdict(all(held), "names", recall=sum(held) / len(held))
+    names = answer.query.identifiers
+    recall = len(named_in(answer.reply or "", names)) / len(names)
+    return Verdict(recall == 1, "names", recall=recall)
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ def question_text(answer: Answer) -> str:
     outcome = {True: "correct", False: "wrong", None: "not graded"}[_correct(answer)]
     if _correct(answer) is None and verdict and verdict.reason:
         outcome += f" ({verdict.reason})"
+    if verdict and verdict.recall is not None:
+        outcome = f"{verdict.recall:.0%} of the names"
     lines = [
         f"[{query.number}]" + (" baseline" if query.variant == BASELINE else ""),
         *([f"Photo: {query.photo_name}"] if query.photo_name else []),

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Settings that may differ between a run and its continuation: the replies do not depend on them.
 FREE = {
-    "settings": {"views_folder", "save_folder", "grader", "overlays", "show", "resume"},
+    "settings": {"split", "views_folder", "save_folder", "grader", "overlays", "show", "resume"},
     "model_settings": {"device", "compile", "offline"},
     "lvlm_settings": {"base_url", "batch_size", "device", "device_ids", "concurrency", "patience"},
 }
@@ -38,6 +38,7 @@ class VqaSettings:
     """What to ask; the fields are vqa.py's options.
 
     Attributes:
+        split: whose photos are captioned, or that photo paths may be relative to.
         views_folder: folder of the stored views.
         detect_thresh: similarity that a region must exceed; None takes the best region whatever it is.
         seed: of the draw of views.
@@ -46,6 +47,7 @@ class VqaSettings:
 
     dataset: str
     multi_concept: bool
+    split: str
     task: str
     variation: str
     n_training_views: int
@@ -121,7 +123,8 @@ def _difference(stored: dict, config: dict) -> str:
             if name not in free and stored[group].get(name) != value:
                 return f"{name} ({stored[group].get(name)}, not {value})"
     if stored["questions"]["digest"] != config["questions"]["digest"]:
-        return "set of questions or descriptions"
+        captions = config["settings"]["task"] == "captioning"
+        return "set of photos or --caption_request" if captions else "set of questions or descriptions"
     views, others = stored["views"], config["views"]
     prints = [{role: m["fingerprint"] for role, m in some.get("models", {}).items()} for some in (views, others)]
     if views.get("views_digest") != others.get("views_digest") or prints[0] != prints[1]:

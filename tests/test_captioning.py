@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import (
     Shared,
     assert_ran,
     assert_refused,
+    run_script,
     write_multi,
     write_myvlm,
     write_photos,
@@ -24,7 +26,7 @@ from vqa_fixtures import ChatServer, build_lvlm_folder, images_of, prompt_of
 from pekit import datasets
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.cli.vqa import main
-from pekit.grading import grade, holds_name
+from pekit.grading import grade, named_in
 from pekit.records import View
 from pekit.views import save_view, view_file
 
@@ -103,10 +105,30 @@ def results(folder: Path) -> tuple[list[dict], dict]:
         ("This is a.b", "a.b", True),
         ("This is axb", "a.b", False),
         ("", "bo", False),
+        ("LORD OF THE RINGS on a shelf", "lord-of-the-rings", True),
+        ("a cat on a mat", "the cat", False),
+        ("my_mug, broken", "my mug", True),
+        ("\u5c0f\u732b\u5728\u684c\u5b50\u4e0a", "\u5c0f\u732b", True),  # no spaces between words
+        ("anything", "\u2605", False),
+        ("the \u2605 shines", "\u2605", True),
     ],
 )
 def test_names_in_captions(caption: str, name: str, there: bool) -> None:
-    assert holds_name(caption, name) is there
+    assert named_in(caption, [name]) == ([name] if there else [])
+
+
+@pytest.mark.parametrize(
+    ("caption", "named"),
+    [
+        ("Casey's boosted board lies there", {"Casey's boosted board"}),
+        ("Casey rides Casey's boosted board", {"Casey", "Casey's boosted board"}),
+        ("On Casey's boosted board stands CASEY", {"Casey", "Casey's boosted board"}),
+        ("Casey is boosted", {"Casey"}),
+    ],
+)
+def test_a_name_that_is_part_of_another_is_looked_for_beside_it(caption: str, named: set[str]) -> None:
+    names = ["Casey", "Casey's boosted board"]
+    assert set(named_in(caption, names)) == set(named_in(caption, names[::-1])) == named
 
 
 def test_a_caption_is_graded_by_the_share_of_the_names_in_it() -> None:
@@ -157,7 +179,7 @@ def test_of_a_pair_both_are_outlined_and_both_names_are_wanted(ask: Call, no_key
         result = ask("--dataset", "this-is-my", "--multi_concept", "True", *served(server), *request)
     assert_ran(result)
     found, total = results(no_keys)
-    # "Casey falls" names Casey; of "Casey's boosted board" there is not a word
+    # "Casey falls" names Casey alone
     assert [(r["recall"], r["correct"]) for r in found] == [(1, True), (0.5, False)]
     assert [region["colour"] for region in found[0]["regions"]] == ["blue", "red"]
     assert found[0]["identifiers"] == ["Casey", "Casey's boosted board"]
@@ -199,22 +221,59 @@ def test_a_local_lvlm_captions_and_an_interrupted_run_goes_on(
 
     assert timeless(answers.read_text()) == timeless(whole)
     other = call(main, "--resume", answers.parent, "--caption_request", "What is this?")
-    assert_refused(other, "--resume", "another set of questions")
+    assert_refused(other, "--resume", "another set of photos or --caption_request")
 
 
-def test_photos_of_concepts_alone_are_captioned(ask: Call, no_keys: Path, world: Path) -> None:
-    """With nothing but photos of what has no views, there is nothing to caption."""
-    write_photos(no_keys / "own/YoLLaVA/train/new-thing", ["0.png"], seed=1)
-    write_photos(no_keys / "own/YoLLaVA/test/new-thing", ["0.png"], seed=2)
-    result = ask("--dataset", "yollava", "--data_folder", no_keys / "own", "--vlm_model", world / "lvlm")
-    assert_refused(result, "none of the photos", "extraction.py")
+def test_a_run_is_not_resumed_with_other_photos(ask: Call, call: Call, world: Path, no_keys: Path) -> None:
+    """Of a concept without views, too: the others are numbered behind them."""
+    shutil.copytree(world / "data/YoLLaVA", no_keys / "own/YoLLaVA")
+    (no_keys / "own/YoLLaVA/test/new-thing").rename(no_keys / "own/YoLLaVA/test/a-thing")
+    with ChatServer(lambda body, n: "lamp") as server:
+        assert_ran(ask("--dataset", "yollava", "--data_folder", no_keys / "own", *served(server)))
+        [answers] = no_keys.rglob("answers.jsonl")
+        (no_keys / "own/YoLLaVA/test/a-thing/0.png").unlink()
+        assert_refused(call(main, "--resume", answers.parent), "another set of photos")
+
+
+def test_of_two_concepts_in_a_photo_both_need_views(ask: Call, world: Path, no_keys: Path) -> None:
+    views = datasets.views_folder(world / "features", "this-is-my", True, False)
+    for concept in PEOPLE[:2]:  # all but the board's
+        shutil.copytree(views / concept, no_keys / "f/this-is-my/multi_concept/extracted_features" / concept)
+    options = ("--dataset", "this-is-my", "--multi_concept", "True", "--features_folder", no_keys / "f")
+    assert_refused(ask(*options), "only concepts that have views", "extraction.py")
+
+
+def test_photos_of_the_views_own_split_are_told(ask: Call, no_keys: Path, world: Path, models: Path) -> None:
+    common = ("--data_folder", world / "data", "--features_folder", no_keys / "f", "--models", models)
+    few = ("--num_workers", 0, "--n_training_views", 1, "--dataset", "yollava")
+    assert_ran(run_script("extraction.py", *common, *few, "--split", "test"))
+    with ChatServer(lambda body, n: "lamp") as server:
+        result = ask("--dataset", "yollava", "--features_folder", no_keys / "f", *served(server))
+    assert_ran(result)
+    assert "the views are of --split test, too" in result.stderr
+
+
+def test_a_request_that_tells_the_names_is_warned_of(ask: Call, no_keys: Path, world: Path) -> None:
+    with ChatServer(lambda body, n: "lamp") as server:
+        options = ("--dataset", "yollava", "--limit", 1, *served(server))
+        assert "tells the names" in ask(*options, "--caption_request", "Describe <sks>.").stderr
+        assert "tells the names" not in ask(*options, "--caption_request", "Tell what he asks.").stderr
+
+
+@pytest.mark.parametrize("dataset", ["yollava", "myvlm"])
+def test_photos_of_concepts_with_views_alone_are_captioned(ask: Call, no_keys: Path, dataset: str) -> None:
+    root = no_keys / "own" / {"yollava": "YoLLaVA/test", "myvlm": "myvlm/data"}[dataset]
+    write_photos(root / "new-thing", ["0.png", "1.png"], seed=2)
+    result = ask("--dataset", dataset, "--data_folder", no_keys / "own", "--features_folder", no_keys / "none")
+    assert_refused(result, "no photo in", "extraction.py")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--json_path", "q.json"), ["--json_path", "captioning"]),
-        (("--caption_request", " "), ["--caption_request is empty"]),
+        (("--caption_request", " "), ["--caption_request", "empty"]),
+        (("--caption_request", "What\udcff?"), ["--caption_request", "UTF-8"]),
         (("--task", "vqa", "--caption_request", "What?"), ["--caption_request goes with --task captioning"]),
         (("--dataset", "myvlm", "--task", "vqa"), ["myvlm has no published questions", "--json_path"]),
         (("--split", "validation"), ["--split validation"]),

@@ -731,6 +731,23 @@ def test_a_limited_run_whose_photo_vanished_asks_no_more_and_is_regraded(
     assert "were not asked" not in result.stderr
 
 
+def test_a_limited_run_keeps_to_its_questions_when_a_missing_photo_is_back(
+    ask: Call, call: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    photo = tmp_path / "data/YoLLaVA/test/pig-cup/1.png"
+    content = photo.read_bytes()
+    photo.unlink()
+    with ChatServer(lambda body, n: "A") as server:
+        options = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--limit", 2)
+        assert_ran(ask(*options, *served(server)))
+        run = only_run(tmp_path / "results")
+        assert [record["number"] for record in records(run)] == [1, 3]
+        photo.write_bytes(content)
+        assert_ran(call(main, "--resume", run))
+    assert [record["number"] for record in records(run)] == [1, 3]
+
+
 def test_replies_about_a_photo_that_has_changed_are_asked_for_again(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,17 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def sentence(text: str) -> str:
+    """Read a text that is to be asked and written."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a text, or leave the option out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not in UTF-8: write it in UTF-8") from None
+    return text
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:

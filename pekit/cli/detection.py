@@ -91,6 +91,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     units, photos = datasets.query_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
     )
+    datasets.warn_of_unknown(photos, concepts)
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -54,7 +55,7 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--split", choices=("train", "test", "validation"), default="test",
-        help="Split that photo paths may be relative to (test).",
+        help="Split that photo paths may be relative to; for captioning, the photos' (test).",
     )  # fmt: skip
     group.add_argument(
         "--json_path", type=Path, help="Question file; may be left out where it lies in its usual place."
@@ -65,7 +66,7 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
         "*descriptions*.json beside the questions).",
     )  # fmt: skip
     group.add_argument(
-        "--caption_request", metavar="TEXT",
+        "--caption_request", type=cli.sentence, metavar="TEXT",
         help=f"For captioning: what to ask for; <sks> stands for the concepts' names ({REQUEST})",
     )  # fmt: skip
     group.add_argument(
@@ -123,7 +124,7 @@ def _grading_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--grader", choices=("gpt", "exact", "none"), default="gpt",
         help="Of open answers: a GPT judge set up in config.ini, exact match, or nobody (gpt). Options are always "
-        "graded by their letter.",
+        "graded by their letter, captions by the names in them.",
     )  # fmt: skip
     group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
     group.add_argument(
@@ -235,17 +236,20 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     """A request for each photo that detection.py would test on and that shows a concept with views."""
     if args.json_path:
         raise UserError("--json_path goes with questions; captioning takes the photos of --split: leave it out")
-    request = REQUEST if args.caption_request is None else args.caption_request
-    if not request.strip():
-        raise UserError("--caption_request is empty: say what to ask for, or leave it out")
+    request = args.caption_request or REQUEST
+    if re.search(r"\bsks\d?\b", request):
+        log.warning("--caption_request tells the names of the concepts: repeating it is enough, for the baseline, too")
     where = args.data_folder, args.dataset, args.multi_concept
     part = datasets.positive_part(args.dataset, args.multi_concept, args.split)
-    _, photos = datasets.query_photos(*where, args.split, part, datasets.read_concepts(*where))
-    if args.dataset == "myvlm":
+    # the folders of pairs are named after all concepts, with views or not
+    nameable = datasets.read_concepts(*where) if args.multi_concept else concepts
+    _, photos = datasets.query_photos(*where, args.split, part, nameable)
+    shown = {key for photo in photos for key in photo.concepts}
+    if args.dataset == "myvlm" and (tested := [concept for concept in concepts if concept.key in shown]):
         from pekit.detecting import without_references
         from pekit.gallery import load_gallery
 
-        views = load_gallery(_views_folder(args), concepts, args.variation, args.n_training_views, args.seed)
+        views = load_gallery(_views_folder(args), tested, args.variation, args.n_training_views, args.seed)
         photos = without_references(photos, views)
     return caption_requests(photos, concepts, request, datasets.find_root(*where))
 
@@ -270,7 +274,17 @@ def _settings(args: argparse.Namespace) -> VqaSettings:
     from pekit.vqa_runs import VqaSettings
 
     names = (
-        *("dataset", "multi_concept", "task", "variation", "n_training_views", "detect_thresh", "seed", "limit"),
+        *(
+            "dataset",
+            "multi_concept",
+            "split",
+            "task",
+            "variation",
+            "n_training_views",
+            "detect_thresh",
+            "seed",
+            "limit",
+        ),
         *("with_baseline", "overlays", "show", "grader", "save_folder", "resume"),
     )
     return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in names})
