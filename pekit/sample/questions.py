@@ -101,7 +101,8 @@ def right_answer(kind: str, own: dict, things: Sequence[dict]) -> str | None:
 
 
 def wrong_answer(rng: np.random.Generator, kind: str, own: dict, things: Sequence[dict]) -> str:
-    """An answer that is false of the thing, but true of another one in the photo where that is possible."""
+    """An answer that is false of the thing: a count next to the right one; else, where possible, one that is true of
+    another thing in the photo."""
     answers = QUESTION_TEMPLATES[kind][1]
     right = right_answer(kind, own, things)
     false = [answer for answer in answers if answer != right and (kind != "colour" or answer != own["accent"])]

@@ -140,14 +140,18 @@ class CellTruth:
             kind's answers; `IGNORED` where there is no object or no answer.
         mark: int (B, n * n), `BACKGROUND`, `PLAIN` for an object without outline, `OUTLINED` + k for the object
             outlined in the k-th box colour; `IGNORED` where an object covers too little of the cell.
+        weight: float32 (B, n * n), what a cell counts for beside others: 1 / sqrt(m) in an object, or a background, of
+            m cells. Small objects are asked about as often as large ones, which have many more cells.
     """
 
     words: dict[str, torch.Tensor]
     mark: torch.Tensor
+    weight: torch.Tensor
 
     def to(self, device: torch.device) -> "CellTruth":
         """The same on a torch device."""
-        return CellTruth({kind: numbers.to(device) for kind, numbers in self.words.items()}, self.mark.to(device))
+        words = {kind: numbers.to(device) for kind, numbers in self.words.items()}
+        return CellTruth(words, self.mark.to(device), self.weight.to(device))
 
 
 def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
@@ -160,18 +164,22 @@ def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
     n = len(views[0].labels) // cell
     words = {kind: np.full((len(views), n * n), IGNORED) for kind in ANSWERS}
     mark = np.full((len(views), n * n), IGNORED)
+    weight = np.zeros((len(views), n * n), np.float32)
     for row, view in enumerate(views):
         pixels_of = view.labels.reshape(n, cell, n, cell).transpose(0, 2, 1, 3).reshape(n * n, -1)
         covered = np.stack([(pixels_of == k).mean(1) for k in range(1, len(view.things) + 1)])
         most, owner = covered.max(0), covered.argmax(0)
-        mark[row, most <= BARE_SHARE] = BACKGROUND
+        bare = most <= BARE_SHARE
+        mark[row, bare], weight[row, bare] = BACKGROUND, max(1, bare.sum()) ** -0.5
         for k, own in enumerate(view.things):
             cells = (owner == k) & (most >= LEAST_SHARE)
             mark[row, cells] = OUTLINED + view.outlined.index(k) if k in view.outlined else PLAIN
+            weight[row, cells] = max(1, cells.sum()) ** -0.5
             for kind, answers in ANSWERS.items():
                 if (kind != "count" or view.whole) and (right := known_answer(kind, own, view.things)):
                     words[kind][row, cells] = answers.index(right)
-    return CellTruth({kind: torch.from_numpy(numbers) for kind, numbers in words.items()}, torch.from_numpy(mark))
+    tensors = {kind: torch.from_numpy(numbers) for kind, numbers in words.items()}
+    return CellTruth(tensors, torch.from_numpy(mark), torch.from_numpy(weight))
 
 
 def pixels(views: Sequence[View]) -> torch.Tensor:
