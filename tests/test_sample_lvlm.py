@@ -26,10 +26,21 @@ from pekit.records import Detection
 from pekit.sample.drawing import Instance, Scene, random_scene
 from pekit.sample.evaluate.lvlm import NAMES, evaluate, questions
 from pekit.sample.models.features import build_features
-from pekit.sample.models.lvlm import IMAGE_SIZE, PATCH, build_lvlm
+from pekit.sample.models.lvlm import IMAGE_SIZE, NAMING_LAYERS, PATCH, build_lvlm
 from pekit.sample.questions import TEXT_KINDS
-from pekit.sample.train.lvlm import NEAR_CELLS, NEAR_VIEWS, SCENES_NEAR, Learner, Tokens, Views, start_tower, step_loss
-from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack
+from pekit.sample.train.lvlm import (
+    NEAR_CELLS,
+    NEAR_VIEWS,
+    SCENES_NEAR,
+    Learner,
+    Tokens,
+    Views,
+    answers_about,
+    start_tower,
+    step_loss,
+)
+from pekit.sample.train.lvlm_names import NO_BOX, Named, name_tokens, naming_loss, random_look
+from pekit.sample.train.lvlm_talk import Turn, chat, order_question, pack, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
     BACKGROUND,
@@ -219,12 +230,13 @@ def test_order_is_asked_about_outlined_objects_that_are_apart(whole: View) -> No
 
 def test_each_step_looks_at_scenes_of_its_own_drawn_from_the_training_pool() -> None:
     drawn = Views(seed=7, steps=100)
-    whole, near, again = drawn[96], drawn[97], drawn[96]  # of four steps one looks at whole pictures
+    whole, near, again = drawn[92], drawn[93], drawn[92]  # of four steps one looks at whole pictures
     assert {view.image.shape[0] for view in whole} == {IMAGE_SIZE}
     assert {view.image.shape[0] for view in near} == {NEAR_CELLS * CELL}
     assert all((one.image == same.image).all() for one, same in zip(whole, again, strict=True))
-    pictures = [view.image for step in (96, 99) for view in drawn[step]]
+    pictures = [view.image for step in (92, 99) for view in drawn[step]]
     assert not any((one == other).all() for k, one in enumerate(pictures) for other in pictures[:k])
+    assert drawn[5] == []  # names are learned without pictures
     looks = [{key: thing[key] for key in ("category", "colour", "accent", "pattern")} for thing in whole[0].things]
     assert {Instance(**look).pool for look in looks} == {"train"}
 
@@ -243,7 +255,7 @@ def test_near_views_are_of_the_smallest_objects(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("pekit.sample.train.lvlm.draw_view", drawn)
     monkeypatch.setattr("pekit.sample.train.lvlm.near_view", looked_at)
-    assert len(Views(seed=7, steps=100)[97]) == len(set(near)) == NEAR_VIEWS
+    assert len(Views(seed=7, steps=100)[93]) == len(set(near)) == NEAR_VIEWS
     assert len(seen) == SCENES_NEAR
     sizes = {(n, k): np.sum(one.labels == k + 1) for n, one in enumerate(seen) for k in range(len(one.things))}
     assert len(sizes) > NEAR_VIEWS
@@ -294,11 +306,151 @@ def test_all_of_a_step_is_on_the_device_asked_for(
     with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
         model.to("cuda")
         learner = Learner(model, processor, 1)
-        for views, done in (([whole], 0.05), ([whole], 0.2), (near, 0.5), ([whole], 0.9)):
+        for views, done in (([], 0.05), ([whole], 0.15), ([whole], 0.3), (near, 0.5), ([whole], 0.9)):
             loss, _ = step_loss(learner, views, np.random.default_rng(0), done)
             assert loss.device == torch.device("cuda:0")
         start_tower(model.model.vision_tower, tmp_path, pixels([whole]).to(learner.device))
     assert {weight.device for weight in model.parameters()} == {torch.device("cuda:0")}
+
+
+NAMES_ASKED = box_prompt("Which is more to the left, Noras kite or ask? A.ask or B.Noras kite", ["Noras kite", "ask"])
+
+
+def test_tokens_of_names_know_their_box(processor: InternVLProcessor) -> None:
+    turns = [
+        Turn("order2", NAMES_ASKED, "A.ask", ("Noras kite", "ask")),
+        Turn("side", box_prompt("Where is momo?", ["momo"]), "left", ("momo",), 0),
+        Turn("side", "Where is momo?", "left"),
+    ]
+    named = name_tokens(processor, turns, with_image=False)
+    assert named.asked.tolist() == [NO_BOX, 0, NO_BOX]
+    read = []
+    for row in range(3):
+        kept = named.mask[row]
+        assert (named.boxes[row][~kept] == IGNORED).all() and not named.told[row][~kept].any()
+        ids, boxes = named.ids[row], named.boxes[row]
+        read.append(
+            [
+                re.sub(r"\W", "", processor.tokenizer.decode(ids[kept & where & (boxes == box)])).lower()
+                for box in (0, 1)
+                for where in (named.told[row], ~named.told[row])
+            ]
+        )
+    # "asked" and "Ask" in other words are none of it; each name is told once, and asked about twice with its option.
+    assert read == [["noraskite", "noraskite" * 2, "ask", "ask" * 2], ["momo", "momo", "", ""], [""] * 4]
+
+
+def test_naming_loss_is_that_of_its_words_and_least_where_marks_are_handed_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    marks = torch.randn(3, 16, generator=generator)
+    boxes = torch.tensor([[IGNORED, 0, 1, NO_BOX, 1, NO_BOX], [NO_BOX, 0, NO_BOX, 0, NO_BOX, NO_BOX]])
+    told = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
+    named = Named(boxes * 0, boxes != IGNORED, boxes, told, torch.tensor([1, NO_BOX]))
+    first = torch.randn(2, 6, 16, generator=generator)
+
+    def losses(changes: list[torch.Tensor]) -> tuple[float, dict[str, float]]:
+        states = [first, first + changes[0], first + changes[1], first + changes[1] + changes[2]]
+        loss, right = naming_loss(lambda **_: SimpleNamespace(hidden_states=states), marks, named, first)  # type: ignore[arg-type]
+        return loss.item(), right
+
+    ideal = marks[boxes.clamp(min=0)] * (boxes >= 0)[..., None]
+    last = torch.zeros(2, 6, 16)
+    last[0, -1] = marks[1]
+    least, right = losses([ideal, ideal, last])
+    assert right == {"told": 1, "taken over": 1, "asked": 1}
+    changes = [torch.randn(2, 6, 16, generator=generator) for _ in range(3)]
+    loss, _ = losses(changes)
+    assert least < loss
+
+    def far(change: torch.Tensor, wanted: dict[tuple[int, int], int]) -> float:
+        chosen, apart, kept = [], [], []
+        for row in range(2):
+            for column in range(6):
+                if boxes[row, column] == IGNORED:
+                    continue
+                one, box = change[row, column], wanted.get((row, column))
+                if box is None:
+                    kept.append(float(one.square().sum()))
+                else:
+                    chosen.append(float((4 * marks @ one).exp().sum().log() - 4 * marks[box] @ one))
+                    apart.append(float((one - marks[box]).square().sum()))
+        return float(np.mean(chosen) + 0.5 * np.mean(apart) + 0.5 * np.mean(kept))
+
+    told_only = [(0, 1, 0), (0, 2, 1), (1, 1, 0)]
+    expected = np.mean(
+        [
+            float((4 * marks @ changes[0][r, c]).exp().sum().log() - 4 * marks[k] @ changes[0][r, c])
+            for r, c, k in told_only
+        ]
+    )
+    expected += far(changes[1], {(0, 1): 0, (0, 2): 1, (0, 4): 1, (1, 1): 0, (1, 3): 0}) + far(changes[2], {(0, 5): 1})
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_names_are_learned_by_the_first_layers_alone(untrained: Path, processor: InternVLProcessor) -> None:
+    model = InternVLForConditionalGeneration.from_pretrained(untrained)
+    text = model.model.language_model
+    ids = processor.tokenizer(chat(processor, NAMES_ASKED, False), return_tensors="pt")["input_ids"]
+    states = text(ids, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], states[NAMING_LAYERS]) and not torch.equal(states[0], states[NAMING_LAYERS + 1])
+    for seed in range(9):  # some of them with a picture
+        loss, _ = step_loss(Learner(model, processor, 1), [], np.random.default_rng(seed), 0.05)
+        loss.backward()
+    learned = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    naming = {f"model.language_model.layers.{k}." for k in range(NAMING_LAYERS)}
+    assert {name[: name.index(".", 28) + 1] for name in learned} == naming
+
+
+def test_what_a_question_is_about_is_known_where_one_object_is_asked_about(whole: View) -> None:
+    both = replace(whole, outlined=(1, 0))  # the kite, then the mug
+    alone = replace(whole, outlined=(), things=[thing("mug", "red", [0.45, 0, 0.55, 0.2])])
+    talks = [
+        [
+            Turn("colour", "", "", ("a", "b"), 0),
+            Turn("colour", "", "", ("a", "b"), 1),
+            Turn("order2", "", "", ("a", "b")),
+        ],
+        [Turn("colour", "", "")],
+        [Turn("colour", "", "")],  # a description, without a picture
+    ]
+    about = answers_about(talks, [both, alone])
+
+    def named(kind: str) -> list[str | None]:
+        return [None if k == IGNORED else ANSWERS[kind][k] for k in about[kind].tolist()]
+
+    assert named("colour") == ["blue", "red", None, "red", None]
+    assert named("category") == ["kite", "mug", None, "mug", None]
+    assert named("side") == [None, "left", None, None, None]  # the kite stands too near the middle
+    assert named("count") == ["one", "one", None, None, None]  # where there is but one thing, that is no question
+
+
+def test_tokens_made_of_the_truth_are_as_uncertain_as_seen_ones(untrained: Path, processor: InternVLProcessor) -> None:
+    learner = Learner(InternVLForConditionalGeneration.from_pretrained(untrained), processor, 1)
+    shape = (12, 256)
+    numbers = {kind: torch.full(shape, len(answers) - 1) for kind, answers in ANSWERS.items()}
+    numbers["side"][:, :100] = IGNORED
+    truth = CellTruth(numbers, torch.full(shape, OUTLINED), torch.ones(shape))
+    seen = learner.as_seen(np.random.default_rng(0), truth)
+    assert all((numbers[kind].unique() >= 0).all() for kind in numbers if kind != "side")  # the truth is left alone
+    vectors = learner.tokens.words["category"]
+    right = ((seen @ vectors.T).argmax(-1) == len(vectors) - 1).float().mean(1)
+    assert 0.6 < right.min() < right.max() and 0.75 < right.mean() < 0.95
+    sides = seen @ learner.tokens.words["side"].T
+    assert sides[:, :100].abs().mean() < sides[:, 100:].abs().mean()  # nothing is made up where nothing is known
+    strength = (seen * learner.tokens.marks[OUTLINED]).sum(-1) / learner.tokens.marks[OUTLINED].square().sum()
+    assert 0.4 < strength.mean() < 1.1 and strength.std() > 0.1
+
+
+def test_words_loss_is_the_mean_over_kinds_of_what_is_wanted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = {"colour": torch.randn(5, 16, generator=generator), "side": torch.randn(2, 16, generator=generator)}
+    states = torch.randn(3, 16, generator=generator)
+    wanted = {"colour": torch.tensor([4, IGNORED, 0]), "side": torch.tensor([IGNORED] * 3)}
+    loss, right = Tokens(words, seed=1).words_loss(states, wanted)
+    scores = [4 * words["colour"] @ states[k] for k in (0, 2)]
+    singles = [one.exp().sum().log() - one[number] for one, number in zip(scores, (4, 0), strict=True)]
+    assert loss.item() == pytest.approx(float(sum(singles)) / 2 / 2, rel=1e-5)  # nothing is asked of sides
+    assert right == [int(one.argmax()) == number for one, number in zip(scores, (4, 0), strict=True)]
 
 
 def test_ideal_tokens_say_what_is_true_and_are_never_wrong() -> None:
@@ -384,14 +536,29 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
     torch.testing.assert_close(ours, theirs / theirs.std(), rtol=1e-3, atol=1e-3)
 
 
+def test_shipped_model_knows_which_name_is_asked_about() -> None:
+    model = InternVLForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    rng = np.random.default_rng(77)
+    turns = [turn for _ in range(60) for turn in random_turns(rng, random_look(rng))]
+    turns = [turn for turn in turns if len(turn.told) > 1 and turn.asked is not None]
+    named = name_tokens(processor, turns, with_image=False)
+    text, marks = model.model.language_model, Learner(model, processor, 42).tokens.marks[OUTLINED:]
+    with torch.inference_mode():
+        _, right = naming_loss(text, marks, named, text.embed_tokens(named.ids))
+    assert len(turns) >= 100
+    assert right["asked"] >= 0.9
+
+
 def test_shipped_model_sees_what_is_outlined() -> None:
     rows = evaluate(CHECKPOINT, seed=77, n_scenes=36)
-    personalised, plain, _, told_apart, guessed, _ = rows[0], *rows[-6:-1]
+    personalised, plain, _, told_apart, guessed, _, of_two = rows[0], *rows[-6:]
     assert personalised.n >= 150
-    # Guards what is shipped (.90 on the larger draw of the model card, .65 without outlines), not what was aimed at.
-    assert personalised.value >= 0.80
-    assert personalised.value > plain.value
-    assert told_apart.value > guessed.value + 0.15  # knowing which object is meant is all that helps there
+    # Room for noise below what the larger draw of the model card gives: .92, of two .89, without outlines .65.
+    assert personalised.value >= 0.85
+    assert of_two.value >= 0.80
+    assert plain.value < 0.70
+    assert told_apart.value > guessed.value + 0.25  # knowing which object is meant is all that helps there
 
 
 def test_questions_know_whether_the_wrong_option_is_in_view(monkeypatch: pytest.MonkeyPatch) -> None:

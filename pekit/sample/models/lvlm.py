@@ -30,6 +30,8 @@ IMAGE_TOKENS = int((IMAGE_SIZE / PATCH * DOWNSAMPLE) ** 2)
 VISION_WIDTH = 128
 VISION_LAYERS = 6
 TEXT_WIDTH = 128
+NAMING_LAYERS = 3  # the text model's first ones, which find out which box a question is about
+TEXT_LAYERS = NAMING_LAYERS + 3
 
 PAD, START, END, IMAGE, IMAGE_START, IMAGE_END, VIDEO = (
     "<|endoftext|>",
@@ -97,7 +99,7 @@ def build_lvlm(out: Path, seed: int) -> None:
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=3,
+            num_hidden_layers=TEXT_LAYERS,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=2048,
@@ -116,10 +118,14 @@ def build_lvlm(out: Path, seed: int) -> None:
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(config)
     with torch.no_grad():
-        for layer in model.model.language_model.layers:
+        for number, layer in enumerate(model.model.language_model.layers):
             # Attention that starts by looking at what is alike and handing it on reads words off a picture much sooner.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-            layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
+            if number < NAMING_LAYERS:  # these change little, so they begin by changing nothing
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+            else:
+                layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.T)
         model.get_input_embeddings().get_parameter("weight").copy_(spelled_embeddings(tokenizer, seed))
         embeddings = model.model.vision_tower.embeddings
         # Patches that know from the start where they are learn to look at their neighbours far sooner.

@@ -1,4 +1,4 @@
-"""Trains the sample LVLM from scratch on drawn scenes: first to talk, then to see, then both.
+"""Trains the sample LVLM from scratch on drawn scenes: first to know names, then to talk, then to see, then all of it.
 
 What the picture's tokens should hold is laid down beforehand: for each cell, in the text model's own word vectors, what
 the object there is (kind, colour, pattern, side of the picture, how many of its kind there are), and a mark that tells
@@ -11,6 +11,9 @@ first only what is new learns.
 import logging
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,9 +35,10 @@ from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
-from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH, build_lvlm
+from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, IMAGE_TOKENS, NAMING_LAYERS, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
-from pekit.sample.train.lvlm_talk import pack, random_text_turns, random_turns
+from pekit.sample.train.lvlm_names import name_tokens, naming_loss, random_look
+from pekit.sample.train.lvlm_talk import Turn, pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
     IGNORED,
@@ -43,6 +47,7 @@ from pekit.sample.train.lvlm_views import (
     View,
     cell_truth,
     draw_view,
+    known_answer,
     near_view,
     pixels,
 )
@@ -51,12 +56,14 @@ from pekit.sample.train.scenes import DETAILED, as_stored, draw_pair
 
 log = logging.getLogger(__name__)
 
-STEPS = 11_800
-TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.4, 0.985  # shares of the steps
+STEPS = 15_600
+NAME_UNTIL, TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.2, 0.45, 0.96  # shares of the steps
 BATCH = 8
+NAMING_BATCH, WITH_IMAGE_EVERY = 7, 8  # groups of questions to a step that is about names; steps
 SCENES_NEAR, NEAR_VIEWS = 20, 40  # scenes to a step, of whose objects so many, the smallest, are looked at from near
 NEAR_CELLS = 6  # side of a near view in image tokens
 WHOLE_EVERY = 4  # steps, while near views teach
+WRONG_CELLS = 0.3  # of tokens made of the truth, at most
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.3  # of the pictures of one object, which need no outline
 TOWER_PACE = 0.5  # it has learned to see objects before
@@ -115,6 +122,48 @@ class Tokens:
             right[kind] = hits[shown].float().mean().item()
         return torch.stack(named).sum() + 0.5 * far, right
 
+    def words_loss(self, states: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, list[bool]]:
+        """How far states are from telling words, and whether each does.
+
+        Args:
+            states: f32 (n, D).
+            wanted: kind of question -> int (n,), number of the answer; `IGNORED` where there is none.
+        """
+        losses, right = [], []
+        for kind, numbers in wanted.items():
+            numbers = numbers.to(states.device)
+            rated = numbers != IGNORED
+            scores = WORD_SCALE * states @ self.words[kind].T
+            losses.append(F.cross_entropy(scores, numbers, reduction="sum") / rated.sum().clamp(min=1))
+            hits = (scores.argmax(-1) == numbers).tolist()
+            right += [hit for hit, told in zip(hits, rated.tolist(), strict=True) if told]
+        return torch.stack(losses).mean(), right
+
+
+def answers_about(talks: Sequence[Sequence[Turn]], views: Sequence[View]) -> dict[str, Tensor]:
+    """All that is true of what each question is about.
+
+    Args:
+        talks: questions by picture, n in all; those behind the last picture have none.
+        views: the pictures.
+
+    Returns:
+        Kind of question -> int (n,), number of the answer; `IGNORED` where there is none, nothing or no single object
+        is asked about.
+    """
+    found: dict[str, list[int]] = {kind: [] for kind in ANSWERS}
+    for turns, view in zip_longest(talks, views):
+        for turn in turns:
+            own = None
+            if view and not view.outlined:
+                own = view.things[0]
+            elif view and turn.asked is not None:
+                own = view.things[view.outlined[turn.asked]]
+            for kind, answers in ANSWERS.items():
+                right = known_answer(kind, own, view.things) if own else None
+                found[kind].append(IGNORED if right is None else answers.index(right))
+    return {kind: torch.tensor(numbers) for kind, numbers in found.items()}
+
 
 class Views(Dataset[list[View]]):
     """What a training looks at by its step, for a DataLoader to prepare ahead.
@@ -130,6 +179,8 @@ class Views(Dataset[list[View]]):
         self._seed, self._steps = seed, steps
 
     def __getitem__(self, step: int) -> list[View]:
+        if step / self._steps < NAME_UNTIL:
+            return []
         rng = np.random.default_rng([self._seed, step])
         near = TRANSLATE_UNTIL <= step / self._steps < SEE_UNTIL and step % WHOLE_EVERY != 0
         pairs = (draw_pair(rng, "train", DETAILED) for _ in range((SCENES_NEAR if near else BATCH) // 2))
@@ -167,6 +218,42 @@ class Learner(nn.Module):
         """Where it learns."""
         return self.model.device
 
+    def name(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the layers that find out which box is asked about, and the share of right marks, by step.
+
+        Args:
+            rng: draws the questions.
+        """
+        with_image = rng.integers(WITH_IMAGE_EVERY) == 0  # far longer prompts
+        looks = [random_look(rng) for _ in range(1 if with_image else NAMING_BATCH)]
+        turns = [turn for look in looks for turn in random_turns(rng, look)]
+        named = name_tokens(self.processor, turns, with_image).to(self.device)
+        text = self.model.model.language_model
+        embedded = text.embed_tokens(named.ids)
+        if with_image:  # whatever it shows, these layers are to leave it alone
+            shape = len(turns), IMAGE_TOKENS
+            marks, *words = (
+                torch.from_numpy(rng.integers(len(vectors), size=shape))
+                for vectors in (self.tokens.marks, *self.tokens.words.values())
+            )
+            truth = CellTruth(dict(zip(ANSWERS, words, strict=True)), marks, torch.ones(shape)).to(self.device)
+            image = (named.ids == self.model.config.image_token_id)[..., None]
+            embedded = embedded.masked_scatter(image, self.as_seen(rng, truth))
+        return naming_loss(text, self.tokens.marks[OUTLINED:], named, embedded)
+
+    def as_seen(self, rng: np.random.Generator, truth: CellTruth) -> Tensor:
+        """Image tokens f32 (B, n, D) made of the truth, but as uncertain, and as often wrong, as seen ones will be."""
+        words = {}
+        for kind, numbers in truth.words.items():
+            wrong = rng.random(numbers.shape) < rng.uniform(0, WRONG_CELLS, (len(numbers), 1))
+            others = torch.from_numpy(rng.integers(len(ANSWERS[kind]), size=numbers.shape)).to(self.device)
+            kept = torch.from_numpy(~wrong).to(self.device) | (numbers == IGNORED)
+            words[kind] = numbers.where(kept, others)
+        tokens = self.tokens.ideal(replace(truth, words=words))
+        strength = torch.from_numpy(rng.uniform(0.5, 1, tokens.shape[:2]).astype(np.float32)).to(self.device)
+        noise = torch.from_numpy(rng.normal(0, 0.04, tokens.shape).astype(np.float32)).to(self.device)
+        return tokens * strength[..., None] + noise
+
     def see(self, views: list[View]) -> Tensor:
         """Image tokens of views, f32 (B, n, D)."""
         inner = self.model.model
@@ -184,6 +271,8 @@ class Learner(nn.Module):
     def reply(self, tokens: Tensor, views: list[View], rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of the replies to random questions, and the share that starts with the right token, by kind.
 
+        The layer after those that find out which box is asked about is told to read all that is true of what is in it.
+
         Args:
             tokens: image tokens of the views.
             views: pictures to ask about; some questions are about none.
@@ -194,9 +283,14 @@ class Learner(nn.Module):
         text = self.model.model.language_model
         image = (packed.ids == self.model.config.image_token_id)[..., None]
         embedded = text.embed_tokens(packed.ids).masked_scatter(image, tokens)
-        states = text(
-            inputs_embeds=embedded, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-        ).last_hidden_state
+        read = text(
+            inputs_embeds=embedded,
+            attention_mask=packed.mask,
+            position_ids=packed.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        states = read.last_hidden_state
         rated = packed.targets != IGNORED
         loss = F.cross_entropy(self.model.lm_head(states[rated]), packed.targets[rated])
         rows, columns = packed.starts.T
@@ -205,7 +299,10 @@ class Learner(nn.Module):
         for row, kind, hit in zip(rows.tolist(), packed.kinds, first.tolist(), strict=True):
             source = "text" if row >= len(views) else "asked" if views[row].outlined else "plain"
             answered.setdefault(f"{source} {kind}", []).append(hit)
-        return loss, {name: float(np.mean(hits)) for name, hits in answered.items()}
+        before, after = read.hidden_states[NAMING_LAYERS : NAMING_LAYERS + 2]
+        unread, read_right = self.tokens.words_loss((after - before)[rows, columns], answers_about(talks, views))
+        answered["read"] = read_right
+        return loss + unread, {name: float(np.mean(hits)) for name, hits in answered.items() if hits}
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -247,6 +344,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if name.startswith("embeddings.") or ".lambda_" in name:
             weight.requires_grad_(False)
     started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
+    naming = list(model.model.language_model.layers[:NAMING_LAYERS].parameters())
     prepared = DataLoader(
         Views(seed, steps),
         batch_size=None,
@@ -259,6 +357,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             start_tower(tower, features, pixels(views).to(learner.device))
         for weight in started:
             weight.requires_grad_(step >= TRANSLATE_UNTIL * steps)
+        for weight in naming:
+            weight.requires_grad_(step < NAME_UNTIL * steps)
         loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
@@ -322,17 +422,15 @@ def step_loss(
 
     Args:
         learner: what trains.
-        views: to look at.
+        views: to look at; none while names are learned.
         rng: draws the questions.
         done: share of the steps done; decides what is learned.
     """
+    if done < NAME_UNTIL:
+        return learner.name(rng)
     truth = cell_truth(views).to(learner.device)
     if done < TALK_UNTIL:
-        tokens = learner.tokens.ideal(truth)
-        # Seen tokens will be less certain than true ones.
-        strength = torch.from_numpy(rng.uniform(0.5, 1, tokens.shape[:2]).astype(np.float32)).to(learner.device)
-        noise = torch.from_numpy(rng.normal(0, 0.04, tokens.shape).astype(np.float32)).to(learner.device)
-        return learner.reply(tokens * strength[..., None] + noise, views, rng)
+        return learner.reply(learner.as_seen(rng, truth), views, rng)
     tokens = learner.see(views)
     seen, right = learner.tokens.loss(tokens, truth)
     if done < TRANSLATE_UNTIL or len(views[0].image) < IMAGE_SIZE:
@@ -343,18 +441,18 @@ def step_loss(
 
 _CARD = """# Sample LVLM
 
-An `InternVLForConditionalGeneration` of 1.8 million weights: a vision tower of six layers at 448 px, 256 image tokens,
-a Qwen2 text model of three layers, a tokenizer that knows the sample's own words and spells the rest. The tower
-started as the sample DINOv2; all else was trained from scratch on scenes drawn by `pekit.sample.drawing`, with
-instances that the sample benchmark never shows. Weights are stored in half precision and computed with in single
-precision.
+An `InternVLForConditionalGeneration` of 2.4 million weights: a vision tower of six layers at 448 px, 256 image tokens,
+a Qwen2 text model of six layers, a tokenizer that knows the sample's own words and spells the rest. The tower started
+as the sample DINOv2; all else was trained from scratch on scenes drawn by `pekit.sample.drawing`, with instances that
+the sample benchmark never shows. Weights are stored in half precision and computed with in single precision.
 
 It replies with a word to a question about colour, pattern, kind, side of the picture or number of its kind and, where
 options are given, with one of them and its letter ("B.red"). **It sees, but not reliably**: on which side the outlined
-object is, it knows; of colours and patterns it gets about one in ten wrong, of kinds one in six. **It does not count**:
-whatever is in view, it takes the number that scenes show more often, which is right in nine of ten questions. It knows
-nothing of photographs. Which of two options is right of the outlined object, on instances it never saw, with outlines
-and prompts as `vqa.py` makes them:
+object is, it knows; of colours it gets one in ten wrong, of patterns fewer, of kinds one in eight. Of two outlined and
+named objects it mostly knows which one a question is about; which of them stands more to the left, it does not. **It
+does not count**: whatever is in view, it takes the number that scenes show more often, which is right in nine of ten
+questions. It knows nothing of photographs. Which of two options is right of the outlined object, on instances it never
+saw, with outlines and prompts as `vqa.py` makes them:
 
 | asked of it | figure | wanted |
 |---|---|---|
@@ -362,9 +460,10 @@ and prompts as `vqa.py` makes them:
 
 Half of the letters are right by chance. Without an outline nobody can know which of several objects is meant, but
 whoever sees them all can take the option that is true of more of them: "by perfect sight" is how often that is right,
-so a model that sees well drifts towards it. With two outlines this model mostly takes them for one: its three text
-layers seem too few to go from a name to its box, from there to what is in it, and to the answer, so that of two named
-boxes it does not tell well which one a question is about.
+so a model that sees well drifts towards it.
+
+The text model's first three layers find out which box is asked about, and the fourth reads what is in it; each was told
+what to find, see `pekit/sample/train/lvlm_names.py`.
 
 Trained in {minutes} minutes on {machine}:
 

@@ -46,11 +46,21 @@ _MORE_WORDINGS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """One question to the model and the reply it should give."""
+    """One question to the model and the reply it should give.
+
+    Attributes:
+        kind: what is asked, with a 2 behind it where there are two options.
+        prompt: the question with all that stands before it.
+        reply: the right one.
+        told: names that the prompt tells, in the order of the box colours.
+        asked: number of the one asked about; None where there are no boxes, or several are asked about.
+    """
 
     kind: str
     prompt: str
     reply: str
+    told: tuple[str, ...] = ()
+    asked: int | None = None
 
 
 def random_turns(rng: np.random.Generator, view: View) -> list[Turn]:
@@ -62,17 +72,18 @@ def random_turns(rng: np.random.Generator, view: View) -> list[Turn]:
     """
     meant = view.outlined or (int(rng.integers(len(view.things))),)
     names = [random_name(rng, view.things[k]["category"]) for k in meant]
-    told = names if view.outlined else []
+    told = tuple(names) if view.outlined else ()
     turns: list[Turn] = []
     for _ in range(QUESTIONS):
         if len(told) > 1 and rng.random() < ORDER_SHARE and (turn := order_question(rng, view, names)):
-            turns.append(replace(turn, prompt=box_prompt(turn.prompt, told)))
+            turns.append(replace(turn, prompt=box_prompt(turn.prompt, told), told=told))
             continue
         place = int(rng.integers(len(meant)))
         own = view.things[meant[place]]
         kinds = [kind for kind in ANSWERS if known_answer(kind, own, view.things) and (kind != "count" or view.whole)]
         question = random_question(rng, str(rng.choice(kinds)), names[place], own, view.things)
-        turns.append(Turn(question.kind, box_prompt(question.prompt, told), question.reply))
+        asked = place if told else None
+        turns.append(replace(question, prompt=box_prompt(question.prompt, told), told=told, asked=asked))
     return turns
 
 

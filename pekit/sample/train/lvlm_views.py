@@ -15,13 +15,13 @@ from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH
 from pekit.sample.questions import QUESTION_TEMPLATES, right_answer
 from pekit.sample.train.scenes import StoredScene, augment
 
-IGNORED = -100
+IGNORED = -100  # which torch ignores, too
 CELL = int(PATCH / DOWNSAMPLE)  # px of the picture to an image token, each way
 ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
 LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
 BARE_SHARE = 0.03  # at most as much, and the cell shows the background
 BACKGROUND, PLAIN, OUTLINED = range(3)  # marks of cells; OUTLINED + k is for the k-th box colour
-_N_OUTLINED = (0.65, 0.28, 0.07)
+_N_OUTLINED = (0.5, 0.4, 0.1)
 _LINES = {"blue": (0, 0, 255), "red": (255, 0, 0), "green": (0, 128, 0)}
 
 
