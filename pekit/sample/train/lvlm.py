@@ -37,7 +37,7 @@ from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, IMAGE_TOKENS, NAMING_LAYERS, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
-from pekit.sample.train.lvlm_names import name_tokens, naming_loss, random_look
+from pekit.sample.train.lvlm_names import WORD_SCALE, name_tokens, naming_loss, random_look
 from pekit.sample.train.lvlm_talk import Turn, pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -69,7 +69,6 @@ PLAIN_SHARE = 0.3  # of the pictures of one object, which need no outline
 TOWER_PACE = 0.5  # it has learned to see objects before
 EMA = 0.995
 SAVE_EVERY = 200
-WORD_SCALE = 4.0  # of the dot products of tokens and words, as logits
 _TOWER_NAMES = {
     "attention.o_proj": "attention.projection_layer",
     "norm1": "layernorm_before",

@@ -21,7 +21,7 @@ from pekit.sample.train.lvlm_talk import Turn, chat
 from pekit.sample.train.lvlm_views import IGNORED, View
 
 NO_BOX = -1
-MARK_SCALE = 4.0  # of the dot products with marks, as logits
+WORD_SCALE = 4.0  # of the dot products of tokens with words or marks, as logits
 
 
 def random_look(rng: np.random.Generator) -> View:
@@ -111,7 +111,7 @@ def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor)
     for name, (change, boxes) in steps.items():
         is_name = boxes >= 0
         if is_name.any():
-            scores = MARK_SCALE * change[is_name] @ marks.T
+            scores = WORD_SCALE * change[is_name] @ marks.T
             losses.append(F.cross_entropy(scores, boxes[is_name]))
             several = (named.boxes.amax(1, keepdim=True) > 0).expand_as(is_name)[is_name]  # else there is no choice
             if name == "taken over":
