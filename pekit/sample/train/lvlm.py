@@ -57,7 +57,7 @@ from pekit.sample.train.scenes import DETAILED, as_stored, draw_pair
 log = logging.getLogger(__name__)
 
 STEPS = 15_600
-NAME_UNTIL, TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.1, 0.2, 0.45, 0.96  # shares of the steps
+NAME_UNTIL, TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.13, 0.23, 0.45, 0.96  # shares of the steps
 BATCH = 8
 NAMING_BATCH, WITH_IMAGE_EVERY = 7, 8  # groups of questions to a step that is about names; steps
 SCENES_NEAR, NEAR_VIEWS = 20, 40  # scenes to a step, of whose objects so many, the smallest, are looked at from near
@@ -67,6 +67,7 @@ WRONG_CELLS = 0.3  # of tokens made of the truth, at most
 TEXT_ONLY = 2  # rows of text-only questions to a step
 PLAIN_SHARE = 0.3  # of the pictures of one object, which need no outline
 TOWER_PACE = 0.5  # it has learned to see objects before
+NAMING_PACE = 0.5
 EMA = 0.995
 SAVE_EVERY = 200
 _TOWER_NAMES = {
@@ -333,7 +334,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     learner = Learner(model, processor, seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     tower = model.model.vision_tower
-    optimisers = Optimisers(learner, paces={tower: TOWER_PACE})
+    naming = model.model.language_model.layers[:NAMING_LAYERS]
+    optimisers = Optimisers(learner, paces={tower: TOWER_PACE, naming: NAMING_PACE})
     parts = {"model": learner.model, "average": average, **optimisers.parts}
     first, seconds = load_state(state_file, parts)
     began = time.monotonic() - seconds
@@ -343,7 +345,6 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if name.startswith("embeddings.") or ".lambda_" in name:
             weight.requires_grad_(False)
     started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
-    naming = list(model.model.language_model.layers[:NAMING_LAYERS].parameters())
     prepared = DataLoader(
         Views(seed, steps),
         batch_size=None,
@@ -356,12 +357,13 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
             start_tower(tower, features, pixels(views).to(learner.device))
         for weight in started:
             weight.requires_grad_(step >= TRANSLATE_UNTIL * steps)
-        for weight in naming:
-            weight.requires_grad_(step < NAME_UNTIL * steps)
+        about_names = step < NAME_UNTIL * steps
+        naming.requires_grad_(about_names)
         loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
         for name, value in right.items():
             shown.setdefault(name, []).append(value)
-        optimisers.step(loss, step / steps)
+        # Names are learned to the end, at a rate that falls to nothing, before all else begins.
+        optimisers.step(loss, step / (NAME_UNTIL * steps if about_names else steps))
         average.update_parameters(learner.model)
         if (step + 1) % 50 == 0:
             figures = ", ".join(f"{name} {np.nanmean(values):.2f}" for name, values in sorted(shown.items()))
