@@ -422,6 +422,8 @@ def test_what_a_question_is_about_is_known_where_one_object_is_asked_about(whole
     assert named("category") == ["kite", "mug", None, "mug", None]
     assert named("side") == [None, "left", None, None, None]  # the kite stands too near the middle
     assert named("count") == ["one", "one", None, None, None]  # where there is but one thing, that is no question
+    about = answers_about(talks, [replace(both, whole=False), alone])
+    assert named("colour")[0] == "blue" and named("count") == [None] * 5  # there may be more of them outside
 
 
 def test_tokens_made_of_the_truth_are_as_uncertain_as_seen_ones(untrained: Path, processor: InternVLProcessor) -> None:

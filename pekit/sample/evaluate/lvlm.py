@@ -117,8 +117,7 @@ def questions(rng: np.random.Generator) -> list[Request]:
         wrong = wrong_answer(rng, kind, own, things)
         wording = str(rng.choice(wordings))
         true = [right_answer(kind, thing, things) for thing in things]
-        lead = true.count(right) - true.count(wrong)
-        by_sight = 1.0 if lead > 0 else 0.5 if lead == 0 else 0.0
+        by_sight = float(np.heaviside(true.count(right) - true.count(wrong), 0.5))
         for named, picture in shown:
             name = NAMES[pair.index(own)] if named == 2 else NAMES[0]
             question = with_options(wording.format(name=name), two_options(right, wrong, letter))

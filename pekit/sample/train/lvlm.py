@@ -37,7 +37,7 @@ from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, IMAGE_TOKENS, NAMING_LAYERS, PATCH, build_lvlm
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
-from pekit.sample.train.lvlm_names import WORD_SCALE, name_tokens, naming_loss, random_look
+from pekit.sample.train.lvlm_names import name_tokens, naming_loss, random_look, telling
 from pekit.sample.train.lvlm_talk import Turn, pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
     ANSWERS,
@@ -47,7 +47,6 @@ from pekit.sample.train.lvlm_views import (
     View,
     cell_truth,
     draw_view,
-    known_answer,
     near_view,
     pixels,
 )
@@ -114,10 +113,9 @@ class Tokens:
             rated = numbers != IGNORED
             if not rated.any():
                 continue
-            scores = WORD_SCALE * tokens[rated] @ vectors.T
             weight = truth.weight[rated]
-            named.append((weight * F.cross_entropy(scores, numbers[rated], reduction="none")).sum() / weight.sum())
-            hits = scores.argmax(-1) == numbers[rated]
+            unlike, hits = telling(tokens[rated], vectors, numbers[rated])
+            named.append((weight * unlike).sum() / weight.sum())
             shown = numbers[rated] >= OUTLINED if kind == "mark" else torch.ones_like(hits)
             right[kind] = hits[shown].float().mean().item()
         return torch.stack(named).sum() + 0.5 * far, right
@@ -133,10 +131,9 @@ class Tokens:
         for kind, numbers in wanted.items():
             numbers = numbers.to(states.device)
             rated = numbers != IGNORED
-            scores = WORD_SCALE * states @ self.words[kind].T
-            losses.append(F.cross_entropy(scores, numbers, reduction="sum") / rated.sum().clamp(min=1))
-            hits = (scores.argmax(-1) == numbers).tolist()
-            right += [hit for hit, told in zip(hits, rated.tolist(), strict=True) if told]
+            far, hits = telling(states, self.words[kind], numbers)
+            losses.append(far.sum() / rated.sum().clamp(min=1))
+            right += [hit for hit, told in zip(hits.tolist(), rated.tolist(), strict=True) if told]
         return torch.stack(losses).mean(), right
 
 
@@ -154,14 +151,13 @@ def answers_about(talks: Sequence[Sequence[Turn]], views: Sequence[View]) -> dic
     found: dict[str, list[int]] = {kind: [] for kind in ANSWERS}
     for turns, view in zip_longest(talks, views):
         for turn in turns:
-            own = None
+            right: dict[str, int] = {}
             if view and not view.outlined:
-                own = view.things[0]
+                right = view.answers(0)
             elif view and turn.asked is not None:
-                own = view.things[view.outlined[turn.asked]]
-            for kind, answers in ANSWERS.items():
-                right = known_answer(kind, own, view.things) if own else None
-                found[kind].append(IGNORED if right is None else answers.index(right))
+                right = view.answers(view.outlined[turn.asked])
+            for kind, numbers in found.items():
+                numbers.append(right.get(kind, IGNORED))
     return {kind: torch.tensor(numbers) for kind, numbers in found.items()}
 
 

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import InternVLProcessor, Qwen2Model
 
-from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
-from pekit.sample.train.lvlm_talk import Turn, chat
+from pekit.sample.train.lvlm_talk import Turn, chat, random_thing
 from pekit.sample.train.lvlm_views import IGNORED, View
 
 NO_BOX = -1
@@ -29,9 +28,7 @@ def random_look(rng: np.random.Generator) -> View:
     things = []
     for _ in range(rng.integers(1, 5)):
         left, top = rng.uniform(0, 0.8, 2).tolist()
-        looks = {"category": CATEGORIES, "colour": list(COLOURS), "accent": list(COLOURS), "pattern": PATTERNS}
-        thing = {kind: str(rng.choice(answers)) for kind, answers in looks.items()}
-        things.append(thing | {"box_xyxyn": [left, top, left + 0.2, top + 0.2]})
+        things.append(random_thing(rng) | {"box_xyxyn": [left, top, left + 0.2, top + 0.2]})
     outlined = tuple(range(min(len(things), int(rng.choice(4, p=(0.1, 0.15, 0.5, 0.25))))))
     nothing = np.zeros((0, 0, 3), np.uint8)
     return View(nothing, nothing[..., 0], things, outlined, np.zeros((0, 4), np.float32), whole=True)
@@ -88,6 +85,21 @@ def name_tokens(processor: InternVLProcessor, turns: Sequence[Turn], with_image:
     return Named(read["input_ids"], mask, boxes, told, asked)
 
 
+def telling(states: Tensor, vectors: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """How far states are from telling which vector they stand for.
+
+    Args:
+        states: f32 (n, D).
+        vectors: of words or marks, f32 (m, D).
+        numbers: of the right ones, int (n,); `IGNORED` where there is none.
+
+    Returns:
+        Losses f32 (n,), 0 where ignored, and whether each tells the right one, bool (n,).
+    """
+    scores = WORD_SCALE * states @ vectors.T
+    return F.cross_entropy(scores, numbers, reduction="none", ignore_index=IGNORED), scores.argmax(-1) == numbers
+
+
 def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor) -> tuple[Tensor, dict[str, float]]:
     """How far the first layers are from handing on the marks, and the share of right ones, by step.
 
@@ -107,16 +119,15 @@ def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor)
         "taken over": (states[2] - states[0], named.boxes),
         "asked": (states[3] - states[2], last),
     }
+    several = (named.boxes.amax(1, keepdim=True) > 0).expand_as(named.boxes)  # else there is no choice
     losses, right = [], {}
     for name, (change, boxes) in steps.items():
         is_name = boxes >= 0
         if is_name.any():
-            scores = WORD_SCALE * change[is_name] @ marks.T
-            losses.append(F.cross_entropy(scores, boxes[is_name]))
-            several = (named.boxes.amax(1, keepdim=True) > 0).expand_as(is_name)[is_name]  # else there is no choice
-            if name == "taken over":
-                several = several & ~named.told[is_name]
-            right[name] = (scores.argmax(-1) == boxes[is_name])[several].float().mean().item()
+            far, hits = telling(change[is_name], marks, boxes[is_name])
+            losses.append(far.mean())
+            counted = several & ~named.told if name == "taken over" else several
+            right[name] = hits[counted[is_name]].float().mean().item()
         if name != "told":  # what the first step leaves elsewhere, the second may use
             ideal = marks[boxes.clamp(min=0)] * is_name[..., None]
             apart = (change - ideal).square().sum(-1)

@@ -28,7 +28,7 @@ from pekit.sample.questions import (
     two_options,
     wrong_answer,
 )
-from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View, known_answer
+from pekit.sample.train.lvlm_views import ANSWERS, IGNORED, View
 
 QUESTIONS = 6
 OPEN_SHARE = 0.35
@@ -79,9 +79,8 @@ def random_turns(rng: np.random.Generator, view: View) -> list[Turn]:
             turns.append(replace(turn, prompt=box_prompt(turn.prompt, told), told=told))
             continue
         place = int(rng.integers(len(meant)))
-        own = view.things[meant[place]]
-        kinds = [kind for kind in ANSWERS if known_answer(kind, own, view.things) and (kind != "count" or view.whole)]
-        question = random_question(rng, str(rng.choice(kinds)), names[place], own, view.things)
+        kind = str(rng.choice(list(view.answers(meant[place]))))
+        question = random_question(rng, kind, names[place], view.things[meant[place]], view.things)
         asked = place if told else None
         turns.append(replace(question, prompt=box_prompt(question.prompt, told), told=told, asked=asked))
     return turns
@@ -89,18 +88,19 @@ def random_turns(rng: np.random.Generator, view: View) -> list[Turn]:
 
 def random_text_turns(rng: np.random.Generator) -> list[Turn]:
     """Draw questions that a description in words answers."""
-    own = {
-        "category": str(rng.choice(CATEGORIES)),
-        "colour": str(rng.choice(list(COLOURS))),
-        "accent": str(rng.choice(list(COLOURS))),
-        "pattern": str(rng.choice(PATTERNS)),
-    }
+    own = random_thing(rng)
     name = random_name(rng, own["category"])
     turns = []
     for kind in rng.choice(TEXT_KINDS, QUESTIONS):
         question = random_question(rng, str(kind), name, own, [own])
         turns.append(Turn(question.kind, text_prompt(question.prompt, [name], describe(name, own)), question.reply))
     return turns
+
+
+def random_thing(rng: np.random.Generator) -> dict[str, Any]:
+    """The looks of a thing that is drawn nowhere."""
+    looks = {"category": CATEGORIES, "colour": list(COLOURS), "accent": list(COLOURS), "pattern": PATTERNS}
+    return {kind: str(rng.choice(answers)) for kind, answers in looks.items()}
 
 
 def random_question(rng: np.random.Generator, kind: str, name: str, own: dict, things: Sequence[dict]) -> Turn:

@@ -15,7 +15,7 @@ from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, PATCH
 from pekit.sample.questions import QUESTION_TEMPLATES, right_answer
 from pekit.sample.train.scenes import StoredScene, augment
 
-IGNORED = -100  # which torch ignores, too
+IGNORED = -100
 CELL = int(PATCH / DOWNSAMPLE)  # px of the picture to an image token, each way
 ANSWERS = {kind: answers for kind, (_, answers) in QUESTION_TEMPLATES.items()}
 LEAST_SHARE = 0.2  # of a cell that an object must cover to be what the cell shows
@@ -46,6 +46,12 @@ class View:
     boxes_xyxy: np.ndarray
     whole: bool
     corner: tuple[int, int] = (0, 0)
+
+    def answers(self, k: int) -> dict[str, int]:
+        """Kind of question -> number of the right answer about the k-th thing, for the kinds that have one here."""
+        kinds = [kind for kind in ANSWERS if kind != "count" or self.whole]
+        right = {kind: known_answer(kind, self.things[k], self.things) for kind in kinds}
+        return {kind: ANSWERS[kind].index(answer) for kind, answer in right.items() if answer}
 
 
 def draw_view(rng: np.random.Generator, scene: StoredScene, plain: bool) -> View:
@@ -171,13 +177,12 @@ def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
         most, owner = covered.max(0), covered.argmax(0)
         bare = most <= BARE_SHARE
         mark[row, bare], weight[row, bare] = BACKGROUND, max(1, bare.sum()) ** -0.5
-        for k, own in enumerate(view.things):
+        for k in range(len(view.things)):
             cells = (owner == k) & (most >= LEAST_SHARE)
             mark[row, cells] = OUTLINED + view.outlined.index(k) if k in view.outlined else PLAIN
             weight[row, cells] = max(1, cells.sum()) ** -0.5
-            for kind, answers in ANSWERS.items():
-                if (kind != "count" or view.whole) and (right := known_answer(kind, own, view.things)):
-                    words[kind][row, cells] = answers.index(right)
+            for kind, number in view.answers(k).items():
+                words[kind][row, cells] = number
     tensors = {kind: torch.from_numpy(numbers) for kind, numbers in words.items()}
     return CellTruth(tensors, torch.from_numpy(mark), torch.from_numpy(weight))
 
