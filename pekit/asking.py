@@ -86,9 +86,8 @@ def run_vqa(
         UserError: views or models are missing, or the run to go on with is another one.
     """
     replied, items = _still_to_ask(questions, settings)
-    # those answered already, too, or the views would not be those that the run began with
-    asked_about = {*_concepts_of(items), *(key for answer in replied for key in answer.query.concepts)}
-    gallery = find_gallery(asked_about, concepts, settings)
+    matched = {key for answer in replied for key in answer.query.concepts}
+    gallery = find_gallery({*_concepts_of(items), *matched}, concepts, settings)
     if gallery:
         _check_views(settings, models, loading)
     if shard.rank:
@@ -104,7 +103,7 @@ def run_vqa(
     lvlm = open_lvlm(lvlm_settings)
     if models.device != "auto":
         pick_device(models.device)  # before a folder is made for nothing
-    folder = open_run(settings, lvlm_settings, config)
+    folder = open_run(settings, lvlm_settings, config, None if TASKS[settings.task].others else matched)
     with kept(folder), nullcontext() if settings.resume else held(folder):
         done = {answer.query.identity for answer in replied}
         variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
@@ -120,7 +119,7 @@ def run_vqa(
             asked = ask(queries, lvlm, replied, folder, config, settings, loading)
         verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
         describe_grading(folder, settings.grader, judge)
-        report = finish(folder, verdicts, questions.left_out)
+        report = finish(folder, verdicts, questions.left_out, settings.limit)
     if not report.complete:
         tell_kept(folder)
     return report
@@ -141,8 +140,8 @@ def _still_to_ask(questions: QuestionFile, settings: VqaSettings) -> tuple[list[
     }
     if outdated := [answer for answer in replied if answer.query.number in changed]:
         log.warning(
-            "%d replies are about photos that have changed since, such as %s: asking again",
-            len(outdated),
+            "%s about photos that have changed since, such as %s: asking again",
+            "1 reply is" if len(outdated) == 1 else f"{len(outdated)} replies are",
             outdated[0].query.photo_name,
         )
         replied = [answer for answer in replied if answer.query.number not in changed]
@@ -377,7 +376,7 @@ def picture(query: Query, loading: LoadingSettings) -> Image.Image:
         return draw_boxes(open_image(query.photo, loading.exif), query.outlined)
     except PhotoError as error:
         if loading.strict:
-            raise UserError(f"{error}; mend it, or leave out --strict to go on without it") from None
+            raise UserError(f"{error}; mend it, or give --strict False to go on without it") from None
         raise
 
 

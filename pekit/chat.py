@@ -23,6 +23,9 @@ R = TypeVar("R")
 
 OPENAI_HOST = "api.openai.com"
 LONGEST_WAIT = 60.0
+HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
+OF_ONE_QUESTION = (403, 404)  # those that may speak of the question, where others have been answered
+PASSING = (408, 409, 429)  # and all from 500
 SHOWN_LETTERS = 200
 
 
@@ -87,9 +90,11 @@ class Endpoint:
             raise UserError(
                 f"{self.option}: {self.url_option} is not of the form http://HOST:PORT/v1 (or https): mend it"
             )
-        if urlsplit(self.base_url).username is not None:
+        address = urlsplit(self.base_url)
+        if address.username is not None or address.query or address.fragment:
             raise UserError(
-                f"{self.option}: {self.url_option} holds a user name or password; put the key in the environment"
+                f"{self.option}: {self.url_option} holds a user name, a password or something behind ? or #: leave "
+                "it out, and put the key in the environment"
             )
 
 
@@ -123,12 +128,19 @@ class Chat:
 
         self._endpoint, self._patience = endpoint, patience
         options: dict[str, Any] = {"api_key": endpoint.key, "max_retries": 0, "timeout": patience.timeout}
-        if endpoint.kind == "azure":
-            self._client: Any = openai.AzureOpenAI(
-                azure_endpoint=endpoint.base_url, api_version=endpoint.api_version, **options
-            )
-        else:
-            self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
+        try:
+            if endpoint.kind == "azure":
+                self._client: Any = openai.AzureOpenAI(
+                    azure_endpoint=endpoint.base_url, api_version=endpoint.api_version, **options
+                )
+            else:
+                self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
+            str(self._client.default_headers).encode("ascii")  # the organisation's name is one of them
+        except (ImportError, ValueError, OSError) as error:  # a proxy's address, a missing package, letters, a file
+            raise UserError(
+                f"{endpoint.option} cannot be reached with this environment ({type(error).__name__}: {error}): check "
+                "ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+            ) from None
         self._stopped = threading.Event()
         self._refused: set[str] = set()  # parameters that this model does not take
         self._answered = False
@@ -154,32 +166,34 @@ class Chat:
             What ``accept`` read, and the reply.
 
         Raises:
-            ChatError: errors that may pass, refusals and unacceptable replies, at every attempt.
+            ChatError: errors that may pass, refusals and unacceptable replies, at every attempt; a request that the
+                server does not take.
             UserError: key, model or address are wrong, so that no request can succeed.
         """
         import openai
 
-        reason, asked_wait = "", 0.0
+        reason, asked_wait, unreached = "", 0.0, False
         for attempt in range(self._patience.attempts):
             own_wait = min(self._patience.first_wait * 2 ** (attempt - 1), LONGEST_WAIT)
             if attempt and self._stopped.wait(max(own_wait, asked_wait)):
                 break
-            asked_wait = 0.0
+            asked_wait, unreached = 0.0, False
             try:
                 reply = read_completion(self._completion(messages, parameters))
                 self._answered = True
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                if self._answered and not isinstance(error, openai.AuthenticationError):
-                    raise ChatError(self._shown(error)) from None  # it is this question that is refused
-                # why a key is refused is not shown: servers quote it, masked in ways of their own
-                known = isinstance(error, openai.NotFoundError)
-                why = self._shown(error) if known else f"{type(error).__name__}, status {error.status_code}"
-                raise UserError(
-                    f"{self._endpoint.option}: the server refuses every request ({why}): check key, model and address"
-                ) from None
-            except openai.APIError as error:  # 429, 5xx, time-outs, no connection, refused content
-                reason = self._shown(error)
-                asked_wait = _asked_wait(error)
+            except openai.APIError as error:
+                status = getattr(error, "status_code", None)  # None: no connection, or a time-out
+                if status in HOPELESS and not (self._answered and status in OF_ONE_QUESTION):
+                    # why a key is refused is not shown: servers quote it, masked in ways of their own
+                    why = self._shown(error) if status == 404 else f"{type(error).__name__}, status {status}"
+                    raise UserError(
+                        f"{self._endpoint.option}: the server refuses every request ({why}): check key, model, "
+                        "address and credit"
+                    ) from None
+                reason, asked_wait = self._shown(error), _asked_wait(error)
+                if not _may_pass(error):
+                    break
+                unreached = status is None and not isinstance(error, openai.APITimeoutError)
                 continue
             except CutError:
                 raise ChatError(
@@ -196,6 +210,11 @@ class Chat:
             if accepted is not None:
                 return accepted, reply
             reason = f"the reply was '{self._clean(reply)}'"
+        if unreached and not self._answered and not self._stopped.is_set():
+            raise UserError(
+                f"{self._endpoint.option}: nobody answers at {self._client.base_url} ({reason}): start the server, or "
+                "check address and proxies"
+            )
         raise ChatError(reason or "stopped")
 
     def _completion(self, messages: list[dict], parameters: dict[str, Any]) -> bytes:
@@ -222,7 +241,8 @@ class Chat:
                 self._refused.add(name)
 
     def _shown(self, error: Exception) -> str:
-        return f"{type(error).__name__}: {self._clean(encodable(str(error)))}"
+        cause = f" {error.__cause__}" if error.__cause__ else ""  # which "Connection error." does not tell
+        return f"{type(error).__name__}: {self._clean(encodable(f'{error}{cause}'))}"
 
     def _clean(self, text: str) -> str:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
@@ -264,6 +284,13 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: no connection, a busy server, content that a filter refused."""
+    status = getattr(error, "status_code", None)
+    refused = re.search("filter|policy|safety|moderation", f"{getattr(error, 'code', '')} {error}", re.IGNORECASE)
+    return status is None or status in PASSING or status >= 500 or refused is not None
+
+
 def _asked_wait(error: Exception) -> float:
     """Seconds that the server asks to wait; 0 where it does not say."""
     headers = getattr(getattr(error, "response", None), "headers", {})
@@ -273,18 +300,22 @@ def _asked_wait(error: Exception) -> float:
         return 0.0
 
 
-def concurrently(function: Callable[[T], R], items: Iterable[T], at_once: int) -> Generator[R, None, None]:
+def concurrently(
+    function: Callable[[T], R], items: Iterable[T], at_once: int, stop: Callable[[], None]
+) -> Generator[R, None, None]:
     """Apply a function in threads; items are taken as there is room for them.
 
     The threads are daemons, so that a process that is stopped does not wait for requests in flight.
 
     Args:
-        function: what to do with an item; its exception ends the results.
+        function: what to do with an item.
         items: taken in the caller's thread.
         at_once: how many threads at most.
+        stop: ends the waits of what is under way; called at the first exception and at the end.
 
     Yields:
-        Results in the order in which they come.
+        Results in the order in which they come. After an exception, of the function or of the items, nothing new is
+        begun; what is under way may have been paid for, so its results come before the exception does.
     """
     done: SimpleQueue[Future[R]] = SimpleQueue()
 
@@ -297,11 +328,27 @@ def concurrently(function: Callable[[T], R], items: Iterable[T], at_once: int) -
         done.put(future)
 
     running = 0
-    for item in items:
-        threading.Thread(target=work, args=(item,), daemon=True).start()
-        running += 1
-        if running == at_once:
-            yield done.get().result()
+    failure: BaseException | None = None
+    try:
+        try:
+            for item in items:
+                threading.Thread(target=work, args=(item,), daemon=True).start()
+                running += 1
+                if running == at_once:
+                    running -= 1
+                    yield done.get().result()
+        except Exception as error:
+            failure = error
+            stop()
+        while running:
             running -= 1
-    for _ in range(running):
-        yield done.get().result()
+            future = done.get()
+            if not (raised := future.exception()):
+                yield future.result()
+            elif not failure:
+                failure = raised
+                stop()
+        if failure:
+            raise failure
+    finally:
+        stop()

@@ -95,6 +95,12 @@ def identity(gallery: Gallery) -> dict:
     return {"views": listed, "views_digest": digest.hexdigest()[:16]}
 
 
+def digests(gallery: Gallery) -> dict[str, str]:
+    """What tells, for each concept by itself, whether two runs match to the same views."""
+    pairs = zip(gallery.keys, gallery.descriptors, gallery.valid, strict=True)
+    return {key: hashlib.sha256(rows[valid].tobytes()).hexdigest()[:16] for key, rows, valid in pairs}
+
+
 def _warn_of_few(photos: dict[str, int], n_views: int) -> None:
     """Say how many concepts have fewer photos than asked for."""
     if few := [key for key, count in photos.items() if count < n_views]:

@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -269,7 +270,8 @@ def grade(
 ) -> Generator[Answer, None, None]:
     """Grade answers, in no promised order.
 
-    Questions with options are graded by their letter, captions by the names in them, open questions by ``grader``.
+    Questions with options are graded by their letter, captions by the names in them unless ``grader`` is "none", open
+    questions by ``grader``.
 
     Args:
         answers: those without a reply stay ungraded.
@@ -285,14 +287,14 @@ def grade(
             yield replace(answer, verdict=Verdict(None, kind, reason=answer.error))
         elif query.options:
             yield replace(answer, verdict=grade_options(answer))
-        elif query.identifiers:
+        elif query.identifiers and grader != "none":
             yield replace(answer, verdict=grade_caption(answer))
         elif grader == "exact":
             yield replace(answer, verdict=Verdict(exact_match(answer.reply, query.answer), "exact"))
         elif grader == "gpt" and judge is not None:
             judged.setdefault((query.question, query.answer, answer.reply), []).append(answer)
         else:
-            yield replace(answer, verdict=Verdict(None, "none", reason="open questions were not graded"))
+            yield replace(answer, verdict=Verdict(None, "none", reason="--grader none"))
     if judge is None or not judged:
         return
 
@@ -300,8 +302,6 @@ def grade(
         verdict = judge.verdict(*same)
         return [replace(answer, verdict=verdict) for answer in judged[same]]
 
-    try:
-        for answers in concurrently(graded, judged, concurrency):
+    with closing(concurrently(graded, judged, concurrency, judge.stop)) as verdicts:
+        for answers in verdicts:
             yield from answers
-    finally:
-        judge.stop()

@@ -321,10 +321,7 @@ class ServedLvlm(Lvlm):
         return served | ({"parameters_not_taken": refused} if (refused := self._chat.refused) else {})
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
-        try:
-            yield from concurrently(self._answer, requests, self._concurrency)
-        finally:
-            self._chat.stop()
+        return concurrently(self._answer, requests, self._concurrency, self._chat.stop)
 
     def _answer(self, request: Request) -> tuple[Request, Reply]:
         parts = wrap(request.prompt, self._style, request.image is not None)

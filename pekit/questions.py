@@ -90,12 +90,14 @@ class QuestionFile:
         digest: of its content, and of the descriptions.
         items: the questions that can be asked, in the order of the file.
         left_out: the others.
+        photos: names of all photos in their order, where there is no file but the photos themselves.
     """
 
     path: Path
     digest: str
     items: tuple[Item, ...]
     left_out: tuple[LeftOut, ...]
+    photos: tuple[str, ...] = ()
 
 
 # --- places -------------------------------------------------------------------------------------------------------

@@ -75,6 +75,24 @@ def write_config(folder: Path, config: dict) -> None:
         raise
 
 
+def read_config(folder: Path) -> dict:
+    """The ``config.json`` of a run of vqa.py.
+
+    Raises:
+        UserError: the folder is none of a run.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        missing = {"argv", "working_folder", "settings", "questions"} - config.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is no folder of a run of vqa.py ({error}): name one that holds config.json"
+        ) from None
+    if missing:
+        raise UserError(f"{folder}/config.json lacks {', '.join(sorted(missing))}: it is not that of a run of vqa.py")
+    return config
+
+
 def claim(folder: Path) -> IO | None:
     """Hold a run folder for as long as the process lives, or the file returned is open.
 

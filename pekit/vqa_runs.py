@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pekit import results
 from pekit.answers import BASELINE, Answer
 from pekit.cli import LoadingSettings, ModelSettings
-from pekit.gallery import identity
+from pekit.gallery import digests, identity
 from pekit.grading import Judge, grade
 from pekit.hub import identify, versions
 from pekit.lvlm import LvlmSettings
@@ -31,6 +31,14 @@ FREE = {
     "model_settings": {"device", "compile", "offline"},
     "lvlm_settings": {"base_url", "batch_size", "device", "device_ids", "concurrency", "patience"},
 }
+OPTIONS = {
+    ("model_settings", "grounding"): "--grounding_model",
+    ("model_settings", "masks"): "--sam_model",
+    ("model_settings", "features"): "--dino_model",
+    ("model_settings", "size"): "--dino_img_size",
+    ("lvlm_settings", "source"): "--vlm_model",
+    ("lvlm_settings", "dtype"): "--vlm_dtype",
+}  # other settings are called like their options
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
     """Everything a run depends on, as ``config.json`` holds it; ``count`` is how many questions it has."""
     views = {}
     if gallery:
-        views = {"models": identify(models, ground=True, segment=False), **identity(gallery)}
+        models_used = identify(models, ground=True, segment=False)
+        views = {"models": models_used, **identity(gallery), "concepts": digests(gallery)}
     return results.plain(
         {
             "argv": list(argv),
@@ -77,7 +86,12 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
             "model_settings": asdict(models),
             "loading": asdict(loading),
             "lvlm_settings": asdict(lvlm),
-            "questions": {"file": questions.path, "digest": questions.digest, "count": count},
+            "questions": {
+                "file": questions.path,
+                "digest": questions.digest,
+                "count": count,
+                **({"photos": questions.photos} if questions.photos else {}),
+            },
             "left_out": [asdict(entry) for entry in questions.left_out],
             "views": views,
             "versions": versions(),
@@ -85,30 +99,24 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
     )
 
 
-def read_config(folder: Path) -> dict:
-    """The ``config.json`` of a run.
-
-    Raises:
-        UserError: the folder is none of a run.
-    """
-    try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no folder of a run of vqa.py ({error}): name one that holds {CONFIG}") from None
-
-
-def open_run(settings: VqaSettings, lvlm: LvlmSettings, config: dict) -> Path:
+def open_run(settings: VqaSettings, lvlm: LvlmSettings, config: dict, matched: Set[str] | None) -> Path:
     """The folder of a new run, or of the one to go on with.
 
+    Args:
+        settings: of the run.
+        lvlm: the LVLM.
+        config: from ``run_config``.
+        matched: concepts whose views the replies that are there depend on; None where they depend on those of all.
+
     Raises:
-        UserError: that one asked something else.
+        UserError: the run to go on with asked something else.
     """
     if settings.resume is None:
         folder = results.new_run_folder(settings.save_folder / settings.task / model_folder(lvlm.source))
         results.write_config(folder, config)
         return folder
-    stored = read_config(settings.resume)
-    difference = _difference(stored, config)
+    stored = results.read_config(settings.resume)
+    difference = _difference(stored, config, matched)
     if difference:
         raise UserError(
             f"--resume {settings.resume} is a run with another {difference}: leave --resume out to start anew"
@@ -116,20 +124,27 @@ def open_run(settings: VqaSettings, lvlm: LvlmSettings, config: dict) -> Path:
     return settings.resume
 
 
-def _difference(stored: dict, config: dict) -> str:
+def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
     """The first setting on which replies depend and that differs; "" where none does."""
     for group, free in FREE.items():
         for name, value in config[group].items():
             if name not in free and stored[group].get(name) != value:
-                return f"{name} ({stored[group].get(name)}, not {value})"
+                return f"{OPTIONS.get((group, name), f'--{name}')} ({stored[group].get(name)}, not {value})"
+    if stored["loading"]["exif"] != config["loading"]["exif"]:
+        return "--exif"
     if stored["questions"]["digest"] != config["questions"]["digest"]:
         captions = config["settings"]["task"] == "captioning"
-        return "set of photos or --caption_request" if captions else "set of questions or descriptions"
+        return "--caption_request" if captions else "set of questions or descriptions"
     views, others = stored["views"], config["views"]
     prints = [{role: m["fingerprint"] for role, m in some.get("models", {}).items()} for some in (views, others)]
-    if views.get("views_digest") != others.get("views_digest") or prints[0] != prints[1]:
-        return "set of views"
-    return "exif" if stored["loading"]["exif"] != config["loading"]["exif"] else ""
+    if prints[0] != prints[1]:
+        return "set of models"
+    before, now = views.get("concepts", {}), others.get("concepts", {})
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    for key in changed:
+        if matched is None or key in matched:
+            return f"set of views of '{key}'"
+    return ""
 
 
 def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
@@ -138,7 +153,7 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
     Raises:
         UserError: replies of another one are there already.
     """
-    stored = read_config(folder)
+    stored = results.read_config(folder)
     known = stored.get("lvlm", description)
     if known.get("fingerprint") != description.get("fingerprint"):
         raise UserError(
@@ -150,7 +165,7 @@ def describe_lvlm(folder: Path, config: dict, description: dict) -> None:
 
 def describe_grading(folder: Path, grader: str, judge: Judge | None) -> None:
     """Put into ``config.json`` how a run was graded in the end, which may not be what it began with."""
-    config = read_config(folder)
+    config = results.read_config(folder)
     config["settings"]["grader"] = grader
     results.write_json(folder / CONFIG, {**config, "judge": judge.describe() if judge else None})
 
@@ -227,10 +242,14 @@ def graded(answers: Sequence[Answer], grader: str, judge: Judge | None, concurre
     return sorted(found, key=lambda answer: (answer.query.number, answer.query.variant == BASELINE))
 
 
-def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut]) -> VqaReport:
-    """Write the results of graded answers; a question that was answered before its photo vanished is not left out."""
+def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut], limit: int | None) -> VqaReport:
+    """Write the results of graded answers.
+
+    Left out is no question that was answered before its photo vanished, nor one beyond the last of a limited run.
+    """
     asked = {answer.query.number for answer in verdicts}
-    left_out = [entry for entry in left_out if entry.number not in asked]
+    last = math.inf if limit is None else max(asked, default=0)
+    left_out = [entry for entry in left_out if entry.number not in asked and entry.number <= last]
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
     summary = write_results(folder, verdicts, left_out)
     complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
@@ -244,7 +263,7 @@ def regrade(run: Path, grader: str, judge: Judge | None, concurrency: int) -> Vq
         UserError: the run has no replies, or the judge refuses every request.
     """
     run = run.resolve()  # the name of "." is needed
-    config, answers = read_config(run), stored_answers(run)
+    config, answers = results.read_config(run), stored_answers(run)
     if not answers:
         raise UserError(f"{run} holds no replies that could be graded: go on with it by --resume {run}")
     questions, settings = config["questions"]["count"], config["settings"]
@@ -255,7 +274,7 @@ def regrade(run: Path, grader: str, judge: Judge | None, concurrency: int) -> Vq
     folder = results.new_run_folder(run.parent, "-regraded")
     results.write_json(folder / CONFIG, {**config, "regraded_from": run.name})
     describe_grading(folder, grader, judge)
-    report = finish(folder, verdicts, [LeftOut(**entry) for entry in config["left_out"]])
+    report = finish(folder, verdicts, [LeftOut(**entry) for entry in config["left_out"]], settings["limit"])
     if missing:
         log.warning("%d of %d questions were not asked: --resume %s first", missing, missing + whole, run)
     return replace(report, complete=report.complete and not missing)

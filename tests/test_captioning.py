@@ -221,18 +221,32 @@ def test_a_local_lvlm_captions_and_an_interrupted_run_goes_on(
 
     assert timeless(answers.read_text()) == timeless(whole)
     other = call(main, "--resume", answers.parent, "--caption_request", "What is this?")
-    assert_refused(other, "--resume", "another set of photos or --caption_request")
+    assert_refused(other, "--resume", "another --caption_request")
 
 
-def test_a_run_is_not_resumed_with_other_photos(ask: Call, call: Call, world: Path, no_keys: Path) -> None:
-    """Of a concept without views, too: the others are numbered behind them."""
+def test_a_run_keeps_to_its_photos(ask: Call, call: Call, world: Path, no_keys: Path) -> None:
+    """One that has gone is counted, or its caption stays; one that has come is not asked about."""
     shutil.copytree(world / "data/YoLLaVA", no_keys / "own/YoLLaVA")
-    (no_keys / "own/YoLLaVA/test/new-thing").rename(no_keys / "own/YoLLaVA/test/a-thing")
-    with ChatServer(lambda body, n: "lamp") as server:
-        assert_ran(ask("--dataset", "yollava", "--data_folder", no_keys / "own", *served(server)))
+    test = no_keys / "own/YoLLaVA/test"
+    (test / "new-thing").rename(test / "a-thing")
+    with ChatServer(lambda body, n: (500, "busy") if n == 2 else "lamp") as server:
+        options = ("--data_folder", no_keys / "own", *served(server), "--retries", 0, "--concurrency", 1)
+        assert_ran(ask("--dataset", "yollava", *options), 1)
         [answers] = no_keys.rglob("answers.jsonl")
-        (no_keys / "own/YoLLaVA/test/a-thing/0.png").unlink()
-        assert_refused(call(main, "--resume", answers.parent), "another set of photos")
+        before = {line["photo_name"]: line for line in map(json.loads, answers.read_text().splitlines())}
+        [failed] = [name for name, line in before.items() if line["reply"] is None]
+        kept = next(name for name, line in before.items() if line["reply"])
+        for name in (failed, kept):
+            (no_keys / "own" / name).unlink()
+        (test / "a-thing/0.png").rename(test / "lamp/00.png")
+        result = call(main, "--resume", answers.parent)
+        assert_ran(result)
+        assert "1 photo was not there when the run began" in result.stderr and "changed" not in result.stderr
+        assert len(server.bodies) == len(before)  # nothing is asked again
+    after = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["photo_name"] for line in after] == [name for name in before if name != failed]
+    summary = json.loads((answers.parent / "results_summary.json").read_text())
+    assert sorted(summary["missing_photos"]["photos"]) == sorted([failed, "YoLLaVA/test/a-thing/0.png"])
 
 
 def test_of_two_concepts_in_a_photo_both_need_views(ask: Call, world: Path, no_keys: Path) -> None:
@@ -253,11 +267,15 @@ def test_photos_of_the_views_own_split_are_told(ask: Call, no_keys: Path, world:
     assert "the views are of --split test, too" in result.stderr
 
 
-def test_a_request_that_tells_the_names_is_warned_of(ask: Call, no_keys: Path, world: Path) -> None:
-    with ChatServer(lambda body, n: "lamp") as server:
-        options = ("--dataset", "yollava", "--limit", 1, *served(server))
-        assert "tells the names" in ask(*options, "--caption_request", "Describe <sks>.").stderr
-        assert "tells the names" not in ask(*options, "--caption_request", "Tell what he asks.").stderr
+def test_a_request_that_tells_the_names_is_warned_of_or_left_ungraded(ask: Call, no_keys: Path) -> None:
+    with ChatServer(lambda body, n: "On a table.") as server:
+        options = ("--dataset", "yollava", "--limit", 1, *served(server), "--caption_request")
+        assert "tells the names" in ask(*options, "Describe <sks>.").stderr
+        assert "tells the names" not in ask(*options, "Tell what he asks.").stderr
+        result = ask(*options, "What is <sks> standing on?", "--grader", "none", "--save_folder", no_keys / "own")
+    assert_ran(result)
+    assert "recall" not in result.stdout and "not graded: 1;" in result.stdout and "names" not in result.stderr
+    assert "Result: not graded (--grader none)" in next((no_keys / "own").rglob("results_vqa.txt")).read_text()
 
 
 @pytest.mark.parametrize("dataset", ["yollava", "myvlm"])

@@ -249,14 +249,30 @@ def test_time_outs_are_retried(tmp_path: Path) -> None:
     assert verdict.correct is None and "APITimeoutError" in verdict.reason
 
 
-def test_no_server_is_ungraded(tmp_path: Path) -> None:
+def test_no_server_stops_the_run_and_is_named(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes") as server:
         judge = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=1))
-    verdict = judge.verdict("?", "a", "b")
-    assert verdict.correct is None and "APIConnectionError" in verdict.reason
+    with pytest.raises(UserError, match=f"nobody answers at {server.address}.*refused.*start the server"):
+        judge.verdict("?", "a", "b")
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_goes_after_a_while_leaves_ungraded(tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "Yes") as server:
+        judge = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=1))
+        assert judge.verdict("?", "blue", "green").correct
+    verdict = judge.verdict("?", "blue", "red")
+    assert verdict.correct is None and "APIConnectionError" in verdict.reason and "refused" in verdict.reason
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_the_server_does_not_take_is_not_sent_again(tmp_path: Path, status: int) -> None:
+    with ChatServer(lambda body, n: (status, "the picture is too large") if n == 0 else "Yes") as server:
+        judge = judge_at(server, tmp_path)
+        assert judge.verdict("?", "blue", "green").correct is None and len(server.bodies) == 1
+        assert judge.verdict("?", "blue", "navy").correct is True
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_refused_key_stops_the_run_without_showing_it(tmp_path: Path, status: int) -> None:
     quoted = "Incorrect API key provided: sk-test-5e******seen" if status == 404 else "Who is 5ecr****seen?"
     with ChatServer(lambda body, n: (status, quoted)) as server:

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -573,12 +574,37 @@ def test_concurrently_ends_at_the_first_exception() -> None:
             taken.append(n)
             yield n
 
-    found = concurrently(lambda n: 6 // (2 - n), items(), 1)
+    stops: list[int] = []
+    found = concurrently(lambda n: 6 // (2 - n), items(), 1, lambda: stops.append(len(taken)))
     assert [next(found), next(found)] == [3, 6]
     with pytest.raises(ZeroDivisionError):
         next(found)
-    assert taken == [0, 1, 2]
-    assert sorted(concurrently(lambda n: n * n, range(5), 3)) == [0, 1, 4, 9, 16]
+    assert taken == [0, 1, 2] and set(stops) == {3}
+    assert sorted(concurrently(lambda n: n * n, range(5), 3, lambda: None)) == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.parametrize("fault", ["function", "items"])
+def test_what_is_under_way_at_an_exception_is_not_lost(fault: str) -> None:
+    """Two are being worked on when a third fails; they end only once the failure is known."""
+    stopped = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        if fault == "items":
+            raise LookupError
+        yield from (3, 4, 5)
+
+    def work(n: int) -> int:
+        if n == 3:
+            raise LookupError
+        assert stopped.wait(10)
+        return n
+
+    found: list[int] = []
+    with pytest.raises(LookupError):
+        for n in concurrently(work, items(), 3, stopped.set):
+            found.append(n)
+    assert sorted(found) == [1, 2]
 
 
 def test_local_and_served_models_are_told_apart(internvl: Path) -> None:

@@ -606,6 +606,9 @@ def test_ctrl_c_does_not_wait_for_a_request_in_flight(
         assert f"go on with --resume {run}" in result.stderr and "stopped" in result.stderr
 
 
+CONFIG = {"argv": ["--dataset", "yollava"], "working_folder": ".", "settings": {}, "questions": {}}
+
+
 def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
     ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,7 +617,7 @@ def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
 
     monkeypatch.setattr("pekit.questions.read_questions", stop)
     monkeypatch.setattr("pekit.vqa_runs.regrade", stop)
-    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"], "working_folder": "."}')
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     for options in (("--dataset", "yollava"), ("--regrade", tmp_path)):
         result = ask(*options)
         assert_ran(result, 130)
@@ -818,7 +821,7 @@ def test_a_run_started_elsewhere_says_where(
 
 
 def test_regrade_refuses_a_dry_run_and_thresholds_are_similarities(ask: Call, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"argv": ["--dataset", "yollava"], "working_folder": "."}')
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert_refused(ask("--regrade", tmp_path, "--dry_run"), "--dry_run", "--regrade")
     for value in ("75", "nan", "0.5,0.6"):
         assert_refused(ask("--detect_thresh", value), "--detect_thresh", value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -21,6 +20,7 @@ from pekit.grading import Judge, read_judge_settings
 from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS
 from pekit.records import Concept, UserError
+from pekit.results import read_config
 
 if TYPE_CHECKING:  # torch comes with these
     from pekit.vqa_runs import VqaReport, VqaSettings
@@ -124,7 +124,7 @@ def _grading_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--grader", choices=("gpt", "exact", "none"), default="gpt",
         help="Of open answers: a GPT judge set up in config.ini, exact match, or nobody (gpt). Options are always "
-        "graded by their letter, captions by the names in them.",
+        "graded by their letter, captions by the names in them unless it is nobody.",
     )  # fmt: skip
     group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
     group.add_argument(
@@ -163,11 +163,8 @@ def _with_stored_options(argv: list[str]) -> list[str]:
     run = known.resume or known.regrade
     if run is None:
         return argv
-    try:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        stored, folder = config["argv"], config["working_folder"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{run} is no folder of a run of vqa.py: name one that holds its config.json") from None
+    config = read_config(run)
+    stored, folder = config["argv"], config["working_folder"]
     if folder != Path.cwd().as_posix():
         print(f"the run was started in {folder}: relative paths of its options are read from here", file=sys.stderr)
     return [*stored, *argv]
@@ -237,8 +234,11 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     if args.json_path:
         raise UserError("--json_path goes with questions; captioning takes the photos of --split: leave it out")
     request = args.caption_request or REQUEST
-    if re.search(r"\bsks\d?\b", request):
-        log.warning("--caption_request tells the names of the concepts: repeating it is enough, for the baseline, too")
+    if re.search(r"\bsks\d?\b", request) and args.grader != "none":
+        log.warning(
+            "--caption_request tells the names, which a reply need only repeat, the baseline's too: --grader none "
+            "leaves replies that are no captions ungraded"
+        )
     where = args.data_folder, args.dataset, args.multi_concept
     part = datasets.positive_part(args.dataset, args.multi_concept, args.split)
     # the folders of pairs are named after all concepts, with views or not
@@ -251,7 +251,8 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
 
         views = load_gallery(_views_folder(args), tested, args.variation, args.n_training_views, args.seed)
         photos = without_references(photos, views)
-    return caption_requests(photos, concepts, request, datasets.find_root(*where))
+    begun = read_config(args.resume)["questions"].get("photos", ()) if args.resume else ()
+    return caption_requests(photos, concepts, request, datasets.find_root(*where), begun)
 
 
 def _views_folder(args: argparse.Namespace) -> Path:
