@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -22,6 +23,7 @@ from typing import Any
 from pekit.datasets import (
     IMAGE_SUFFIXES,
     ROOTS,
+    _folded,
     check_part,
     concept_folders,
     concept_of_folder,
@@ -68,6 +70,7 @@ class Item:
 
 
 KEYS = ("question", "options", "option", "correct_answer", "answer", "gpt_answer")
+SHOWN = 5  # names of concepts in a message
 MISSING_PHOTO, UNKNOWN_CONCEPT = "the photo is missing", "no views of this concept are stored"
 
 
@@ -146,7 +149,7 @@ def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Conc
 def nameable_concepts(
     stored: Sequence[Concept], data_folder: Path, dataset: str, multi_concept: bool
 ) -> tuple[Concept, ...]:
-    """The concepts that can be named where none is to be found in a photo: views are not needed.
+    """All concepts that a question may mean, with views or without.
 
     Those with views first, then those with a folder of reference photos, then the published ones.
 
@@ -161,12 +164,17 @@ def nameable_concepts(
         folders = [folder.name for folder in concept_folders(references)]
     except UserError:
         folders = []  # questions and photos may lie elsewhere
-    names = dict.fromkeys([*folders, *_published_folders(dataset, multi_concept)])
-    found = list(stored)
-    for name in names:
-        if resolve_name(name, found) is None:
-            found.append(concept_of_folder(dataset, name))
-    return tuple(found)
+    present = {_folded(concept.key): concept for concept in stored}
+    for folder in folders:
+        present.setdefault(_folded(folder), concept_of_folder(dataset, folder))
+    # by its folder's name or by that of the published list, which has a category more
+    own = set(present)
+    for listed in published(dataset, multi_concept):
+        short = without_category(listed)
+        if not own & {_folded(listed), _folded(short)}:
+            folder = short if dataset == "yollava" else listed
+            present[_folded(folder)] = concept_of_folder(dataset, folder)
+    return tuple(present.values())
 
 
 def _published_folders(dataset: str, multi_concept: bool) -> list[str]:
@@ -212,7 +220,7 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     whole = Path(os.path.normpath(name))
-    if whole.is_absolute() and whole.is_file() and any(whole.is_relative_to(folder) for folder in folders):
+    if whole.is_absolute() and os.path.isfile(whole) and any(whole.is_relative_to(folder) for folder in folders):
         return whole
     own = {root.split("/")[0].lower() for root in ROOTS[dataset]}
     for folder in folders:
@@ -222,7 +230,7 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
             for form in (None, "NFC", "NFD") if relative else ():
                 spelled = [unicodedata.normalize(form, part) for part in relative] if form else relative
                 path = Path(os.path.normpath(folder.joinpath(*spelled)))
-                if path.is_relative_to(folder) and path.is_file():
+                if path.is_relative_to(folder) and os.path.isfile(path):  # False, too, for a name that is too long
                     return path
     return None
 
@@ -235,23 +243,32 @@ def concepts_of_key(key: str, concepts: Sequence[Concept]) -> tuple[Concept, ...
     if whole := resolve_name(key, concepts):
         return (whole,)
     for place, letter in enumerate(key):
-        head = resolve_name(key[:place], concepts) if letter == "_" else None
+        head = _head(key[:place], concepts) if letter == "_" else None
         if head and (rest := concepts_of_key(key[place + 1 :].removeprefix("and_"), concepts)):
             return (head, *rest)
     return ()
 
 
+def _head(name: str, concepts: Sequence[Concept]) -> Concept | None:
+    """The concept that the first part of a key means; none where it may mean several, as only whole keys must not."""
+    try:
+        return resolve_name(name, concepts)
+    except UserError:
+        return None
+
+
 def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Path], dataset: str, text_only: bool,
-                   unknown: bool = False, descriptions: dict[str, str] | None = None) -> QuestionFile:  # fmt: skip
+                   askable: frozenset[str] | None = None,
+                   descriptions: dict[str, str] | None = None) -> QuestionFile:  # fmt: skip
     """Read a question file.
 
     Args:
         file: the file.
-        concepts: those known by name.
+        concepts: those that its keys may mean.
         folders: where photos are looked for.
         dataset: whose file it is.
         text_only: questions without photos.
-        unknown: take questions about unknown concepts too.
+        askable: keys of the concepts that can be asked about; None takes questions about unknown ones, too.
         descriptions: name of a concept -> its description, the context of text-only questions.
 
     Raises:
@@ -267,24 +284,24 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
     items: list[Item] = []
     left_out: list[LeftOut] = []
     for number, (subject, name, entry) in enumerate(_entries(content, file), start=1):
-        meant = tuple(concept.key for concept in concepts_of_key(subject, concepts))
+        try:
+            meant = tuple(concept.key for concept in concepts_of_key(subject.strip("<>"), concepts))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         path = None if text_only else find_photo(name, folders, dataset)
-        if not meant and not unknown:
+        if askable is not None and not (meant and askable.issuperset(meant)):
             left_out.append(LeftOut(subject, name, UNKNOWN_CONCEPT, number))
         elif path is None and not text_only:
             left_out.append(LeftOut(subject, name, MISSING_PHOTO, number))
         else:
             unread.update(entry.keys() - KEYS)
             text, options, answer = _wording(entry, f"{file}, '{subject}', '{name}'")
-            context = " ".join(described[key] for key in meant or (subject,) if key in described)
-            question = Question(text, answer, meant or (subject,), path, options, name, context if text_only else "")
+            keys = meant or (subject.strip("<>"),)
+            context = " ".join(described[key] for key in keys if key in described)
+            question = Question(text, answer, keys, path, options, name, context if text_only else "")
             items.append(Item(number, subject, question, str(entry.get("gpt_answer", ""))))
     if not items:
-        why = f"{left_out[0].photo}: {left_out[0].reason}" if left_out else "it holds none"
-        mend = "check --data_folder, --features_folder and --task"
-        if left_out and left_out[0].reason == UNKNOWN_CONCEPT:
-            mend = "run extraction.py first, or check --features_folder"
-        raise UserError(f"no question of {file} can be asked ({why}): {mend}")
+        raise UserError(_why_none(file, left_out, sorted(askable or ()), folders))
     if unread:
         named = ", ".join(f"'{key}' ({times} times)" for key, times in unread.most_common())
         log.warning("%s: keys of questions that are not read: %s; known are %s", file, named, ", ".join(KEYS))
@@ -293,6 +310,18 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
     contexts = "".join(item.question.context for item in items)
     digest = hashlib.sha256((digest_of(file) + contexts).encode()).hexdigest()[:16]
     return QuestionFile(file, digest, tuple(items), tuple(left_out))
+
+
+def _why_none(file: Path, left_out: Sequence[LeftOut], askable: Sequence[str], folders: Sequence[Path]) -> str:
+    """Why no question of a file can be asked, and what to do."""
+    if not left_out:
+        return f"{file} holds no question: name another with --json_path"
+    first = left_out[0]
+    why = f"no question of {file} can be asked ('{first.subject}', {first.photo}: {first.reason})"
+    if first.reason == MISSING_PHOTO:
+        return f"{why}: check --data_folder and --split; it was looked for in {', '.join(map(str, folders))}"
+    there = f"there are those of {', '.join(askable[:SHOWN])}{' ...' * (len(askable) > SHOWN)}; " if askable else ""
+    return f"{why}: {there}run extraction.py first, or check --features_folder"
 
 
 def read_descriptions(file: Path) -> dict[str, str]:
@@ -309,13 +338,20 @@ def read_descriptions(file: Path) -> dict[str, str]:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise UserError(f"{file}: the description of '{name}' is not a text: mend the file")
-    return {name: text for name, text in texts.items() if text}
+    return {name: text.replace(f"<{name}>", name) for name, text in texts.items() if text}
 
 
 def find_descriptions(file: Path) -> Path | None:
-    """The one file beside a question file whose name speaks of descriptions."""
+    """The file beside a question file whose name speaks of descriptions; None where there is none.
+
+    Raises:
+        UserError: there are several.
+    """
     found = sorted(file.parent.glob("*descriptions*.json"))
-    return found[0] if len(found) == 1 else None
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise UserError(f"several files of descriptions are there ({names}): name one with --descriptions")
+    return found[0] if found else None
 
 
 def _object(pairs: list[tuple[str, Any]], file: Path) -> dict:
@@ -339,10 +375,10 @@ def _read_json(file: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{file} is not there: name the file with --json_path (or --descriptions)") from None
     except IsADirectoryError:
-        raise UserError(f"{file} is a folder: name the question file in it") from None
+        raise UserError(f"{file} is a folder: name the file in it") from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is not in UTF-8: save it as UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}): mend it or name another") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is not of the form {{concept: {{...}}}}: name a question file with --json_path")
@@ -368,35 +404,60 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
 
     The key of a question with options is one of their letters; a key that gives an option's text means its letter.
     """
-    answer = entry.get("correct_answer", entry.get("answer"))
-    if not str(entry.get("question") or "").strip():
-        raise UserError(f"{where} has no question: mend the file")
+    question = _text(entry.get("question"))
+    answer = _text(next((entry[name] for name in ("correct_answer", "answer") if entry.get(name) is not None), None))
+    if not question:
+        raise UserError(f"{where} has no question that is a text: mend the file")
     if answer is None:
-        raise UserError(f"{where} has no correct_answer (or answer): mend the file")
-    options = entry.get("options") or entry.get("option") or {}
-    if isinstance(options, list):
-        options = dict(zip(ascii_uppercase, options, strict=False)) if len(options) <= len(ascii_uppercase) else None
-    if not isinstance(options, dict):
-        raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
-    options = {str(letter).strip().rstrip(".):"): str(text) for letter, text in options.items()}
-    own = {letter: re.match(rf"\s*{re.escape(letter)}[.):]\s*(?=\S)", text, re.I) for letter, text in options.items()}
-    if all(own.values()):  # "A. red": the letters are put before the options later on
-        options = {letter: options[letter][match.end() :] for letter, match in own.items() if match}
-    if isinstance(answer, (dict, list)) or not (options or str(answer).strip()):
-        raise UserError(f"{where} has a correct_answer that is no text: mend the file")
-    answer = str(answer).strip()
+        raise UserError(f"{where} has no correct_answer (or answer) that is a text: mend the file")
+    options = _options(entry.get("options") or entry.get("option") or {}, where)
+    if not (options or answer):
+        raise UserError(f"{where} has an empty correct_answer: mend the file")
     key = _key(answer, options) if options else answer
     if options and not key:
         raise UserError(f"{where} has the answer '{answer}', none of its options: mend the file")
-    return str(entry["question"]), options, key
+    return question, options, key
+
+
+def _text(value: Any) -> str | None:
+    """A text, or a number as one; None for whatever else JSON may hold."""
+    if isinstance(value, str):
+        return value.strip()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if number else None
+
+
+def _options(options: Any, where: str) -> dict[str, str]:
+    """Letter -> text, of a question's options, which may be a list."""
+    if isinstance(options, list):
+        options = dict(zip(ascii_uppercase, options, strict=False)) if len(options) <= len(ascii_uppercase) else None
+    texts = {letter: _text(text) for letter, text in options.items()} if isinstance(options, dict) else {"": None}
+    if None in texts.values():
+        raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
+    lettered = {letter.strip().rstrip(".):"): text for letter, text in texts.items() if text is not None}
+    if texts and (len({letter.upper() for letter in lettered} - {""}) < len(texts) or len(texts) < 2):
+        raise UserError(f"{where} has one option alone, or two with the same letter: mend the file")
+    own = {letter: re.match(rf"\s*{re.escape(letter)}[.):]\s*(?=\S)", text, re.I) for letter, text in lettered.items()}
+    if all(own.values()):  # "A. red": the letters are put before the options later on
+        lettered = {letter: lettered[letter][match.end() :] for letter, match in own.items() if match}
+    return lettered
 
 
 def _key(answer: str, options: dict[str, str]) -> str:
-    """The key of a question with options: a letter alone or before ``.``, ``)`` or ``:`` as it is, else the letter of
-    the one option with that text; "" where there is none."""
-    same = [letter for letter, text in options.items() if text.strip().casefold() == answer.casefold()]
-    lettered = re.match(r"(\w+)\s*(?:[.):]|$)", answer)
-    if not same and lettered and lettered[1].upper() in {letter.upper() for letter in options}:
-        return answer
+    """The key of a question with options: a letter, alone or before the text of its option, else the letter of the one
+    option with that text; "" where there is none."""
+    letters = {letter.upper(): letter for letter in options}
+    bare = re.fullmatch(r"\(?(\w+)\s*[.):]?", answer)
+    if bare and bare[1].upper() in letters:
+        return letters[bare[1].upper()]
+    same = [letter for letter, text in options.items() if text.casefold() == answer.casefold()]
+    led = re.match(r"\(?(\w+)\s*([.):]|\s)\s*(.+)", answer, re.DOTALL)
+    if not same and led and (letter := letters.get(led[1].upper())):
+        meant = [other for other, text in options.items() if exact_match(text, led[3])]
+        article = led[2].isspace()
+        if letter in meant or not (meant or article):  # "B. bluish" is B, whatever the option's own words
+            return letter
+        if not article:  # "B. red", where red is A
+            return ""
     same = same or [letter for letter, text in options.items() if exact_match(text, answer)]
     return same[0] if len(same) == 1 else ""

@@ -292,7 +292,7 @@ def test_photos_of_concepts_with_views_alone_are_captioned(ask: Call, no_keys: P
         (("--json_path", "q.json"), ["--json_path", "captioning"]),
         (("--caption_request", " "), ["--caption_request", "empty"]),
         (("--caption_request", "What\udcff?"), ["--caption_request", "UTF-8"]),
-        (("--task", "vqa", "--caption_request", "What?"), ["--caption_request goes with --task captioning"]),
+        (("--task", "vqa", "--caption_request", "What?"), ["--caption_request"]),
         (("--dataset", "myvlm", "--task", "vqa"), ["myvlm has no published questions", "--json_path"]),
         (("--split", "validation"), ["--split validation"]),
     ],

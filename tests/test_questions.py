@@ -21,7 +21,7 @@ from pekit.questions import (
     read_descriptions,
     read_questions,
 )
-from pekit.records import UserError
+from pekit.records import Concept, UserError
 
 YOLLAVA = tuple(concept_of_folder("yollava", name.rpartition("-")[0]) for name in published("yollava"))
 MULTI = tuple(concept_of_folder("this-is-my", name) for name in published("this-is-my", True))
@@ -113,7 +113,7 @@ def test_multi_concept_file_with_missing_photos(tmp_path: Path) -> None:
     }
     file = write_json(root / "VQA/questions.json", content)
     folders = photo_folders(file, tmp_path, "this-is-my", True, "test")
-    found = read_questions(file, MULTI, folders, "this-is-my", False)
+    found = read_questions(file, MULTI, folders, "this-is-my", False, frozenset(concept.key for concept in MULTI))
     assert [item.question.photo for item in found.items] == [here]
     only = found.items[0]
     assert only.question.concepts == ("Casey-man", "Caseys boosted board-skateboard")
@@ -190,7 +190,7 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
     ("entry", "answer"),
     [
         ({"options": {"A": "red", "B": "blue"}, "correct_answer": "B"}, "B"),
-        ({"options": {"A": "red", "B": "blue"}, "correct_answer": "b. blue"}, "b. blue"),
+        ({"options": {"A": "red", "B": "blue"}, "correct_answer": "b. blue"}, "B"),
         ({"options": {"A": "red", "B": "blue"}, "correct_answer": "Blue"}, "B"),
         ({"options": {"A": "almost", "B": "blue"}, "answer": "blue"}, "B"),
         ({"option": {"A": "Yes", "B": "No"}, "answer": "A"}, "A"),
@@ -199,15 +199,20 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"options": {"A": "blue", "B": "red"}, "answer": "Blue."}, "A"),
         ({"options": {"A": "Alex", "B": "Alex's hat"}, "answer": "Alex\u2019s hat"}, "B"),
         ({"options": {"A": "dog", "B": "the cat"}, "answer": "a cat"}, "B"),
-        ({"options": {"A": "B", "B": "A"}, "answer": "B"}, "A"),
+        ({"options": {"A": "B", "B": "A"}, "answer": "B"}, "B"),
         ({"options": {"A": "a", "B": "the"}, "answer": "The."}, "B"),
-        ({"options": {"A": "x", "B": "b."}, "answer": "a) x"}, "a) x"),
-        ({"options": {"A": "dog", "B": "cat"}, "answer": "A : cat"}, "A : cat"),
+        ({"options": {"A": "x", "B": "b."}, "answer": "a) x"}, "A"),
+        ({"options": {"A": "dog", "B": "cat"}, "answer": "A : hound"}, "A"),
+        ({"options": {"A": "dog", "B": "cat"}, "answer": "A cat"}, "B"),
+        ({"options": {"A": "dog", "B": "cat"}, "answer": "B cat"}, "B"),
+        ({"options": {"A": "dog", "B": "cat"}, "answer": "(b)"}, "B"),
+        ({"options": {"A": "G. Best", "B": "A. Lincoln"}, "answer": "A. Lincoln"}, "B"),
+        ({"options": {"1": "2", "2": "1"}, "answer": "1"}, "1"),
         ({"options": {"1": "dog", "2": "cat"}, "answer": 2}, "2"),
-        ({"options": {str(n): f"dog {n}" for n in range(1, 13)}, "answer": "12. dog 12"}, "12. dog 12"),
+        ({"options": {str(n): f"dog {n}" for n in range(1, 13)}, "answer": "12. dog 12"}, "12"),
         ({"options": [f"dog {n}" for n in range(1, 13)], "answer": "dog 12"}, "L"),
         ({"answer": 3}, "3"),
-        ({"options": {"A)": "dog", "B.": "cat"}, "answer": "B."}, "B."),
+        ({"options": {"A)": "dog", "B.": "cat"}, "answer": "B."}, "B"),
         ({"options": ["A. dog", "B) cat"], "answer": "cat"}, "B"),
     ],
 )
@@ -262,11 +267,21 @@ def test_text_only_questions_that_name_photos_are_told(tmp_path: Path, caplog: p
         ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": ""}}}', ["none of its options"]),
         ('{"bo": {"0": {"question": null, "answer": "A"}}}', ["'bo'", "'0'", "question"]),
         ('{"bo": {"0": {"question": "?", "options": "A or B", "answer": "A"}}}', ["options"]),
-        ('{"bo": {"0": {"question": "?", "answer": ["red", "blue"]}}}', ["'bo'", "correct_answer", "no text"]),
-        ('{"bo": {"0": {"question": "?", "answer": " "}}}', ["'bo'", "correct_answer", "no text"]),
+        ('{"bo": {"0": {"question": "?", "answer": ["red", "blue"]}}}', ["'bo'", "correct_answer", "text"]),
+        ('{"bo": {"0": {"question": "?", "answer": true}}}', ["'bo'", "correct_answer", "text"]),
+        ('{"bo": {"0": {"question": "?", "answer": " "}}}', ["'bo'", "empty correct_answer"]),
+        ('{"bo": {"0": {"question": ["a"], "answer": "A"}}}', ["'bo'", "question", "text"]),
+        ('{"bo": {"0": {"question": NaN, "answer": "A"}}}', ["'bo'", "question", "text"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": null, "B": "x"}, "answer": "A"}}}', ["options"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": ["x"], "B": "x"}, "answer": "A"}}}', ["options"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "A.": "y"}, "answer": "A"}}}', ["same letter"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "a": "y"}, "answer": "A"}}}', ["same letter"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x"}, "answer": "A"}}}', ["one option"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "yes", "B": "no"}, "answer": "A. no"}}}', ["'A. no'"]),
+        ("[" * 100000, ["q.json", "JSON"]),
         (json.dumps({"bo": {"0": {"question": "?", "options": ["x"] * 27, "answer": "A"}}}), ["options"]),
         ('{"bo": {"0": {"question": "\\ud83d?", "answer": "A"}}}', ["q.json", "surrogates"]),
-        ("{}", ["holds none"]),
+        ("{}", ["holds no question"]),
     ],
 )
 def test_faulty_files_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -285,7 +300,11 @@ def test_missing_file_and_no_askable_question(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lost\.png: the photo is missing"):
         read_questions(file, YOLLAVA, (tmp_path,), "yollava", False)
     file = write_json(tmp_path / "own.json", {"my-mug": {"0.png": {"question": "?", "answer": "!"}}})
-    with pytest.raises(UserError, match=r"no views of this concept are stored\): run extraction\.py first"):
+    words = r"'my-mug', 0\.png: no views of this concept are stored\): there are those of bo; run extraction\.py first"
+    with pytest.raises(UserError, match=words):
+        read_questions(file, YOLLAVA, (tmp_path,), "yollava", False, frozenset(["bo"]))
+    file = write_json(tmp_path / "long.json", {"bo": {"0" * 5000: {"question": "?", "answer": "!"}}})
+    with pytest.raises(UserError, match="the photo is missing"):
         read_questions(file, YOLLAVA, (tmp_path,), "yollava", False)
 
 
@@ -352,7 +371,8 @@ def test_descriptions(tmp_path: Path, content: dict) -> None:
     assert read_descriptions(file) == {"bo": "A brown dog."}
     assert find_descriptions(tmp_path / "questions.json") == file
     write_json(tmp_path / "other-descriptions.json", content)
-    assert find_descriptions(tmp_path / "questions.json") is None
+    with pytest.raises(UserError, match=r"several files of descriptions.*--descriptions"):
+        find_descriptions(tmp_path / "questions.json")
 
 
 @pytest.mark.parametrize(
@@ -408,3 +428,54 @@ def test_a_folder_and_another_encoding_are_named(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text("{}", encoding="utf-16")
     with pytest.raises(UserError, match="is not in UTF-8"):
         read_questions(tmp_path / "q.json", MULTI, (), "this-is-my", True)
+
+
+def own_concepts(*names: str) -> tuple[Concept, ...]:
+    return tuple(concept_of_folder("yollava", name) for name in names)
+
+
+def test_a_question_is_about_its_own_concept_or_left_out(tmp_path: Path) -> None:
+    """Views are there of "rex" alone: a question about "rex-toy" is none about "rex"."""
+    views = tmp_path / "views/rex"
+    views.mkdir(parents=True)
+    (views / "0_0.pt").touch()
+    for name in ("rex", "rex-toy"):
+        touch(tmp_path / f"YoLLaVA/train/{name}/0.png")
+    stored = known_concepts(tmp_path / "views", "yollava", False)
+    known = nameable_concepts(stored, tmp_path, "yollava", False)
+    assert {"rex", "rex-toy", "pig-cup"} <= {concept.key for concept in known}
+    file = write_json(tmp_path / "q.json", {n: {"0": {"question": "?", "answer": "!"}} for n in ("rex-toy", "rex")})
+    found = read_questions(file, known, (), "yollava", True, frozenset(concept.key for concept in stored))
+    assert [item.question.concepts for item in found.items] == [("rex",)]
+    assert [(entry.subject, entry.reason) for entry in found.left_out] == [
+        ("rex-toy", "no views of this concept are stored")
+    ]
+    unaided = read_questions(file, known, (), "yollava", True)
+    assert [item.question.concepts for item in unaided.items] == [("rex-toy",), ("rex",)]
+
+
+def test_a_published_concept_in_a_folder_of_another_of_its_names_is_there_once(tmp_path: Path) -> None:
+    for stored, dataset, key in (
+        (own_concepts("pig-cup-cup"), "yollava", "pig-cup"),
+        ((concept_of_folder("this-is-my", "Alexs hat"),), "this-is-my", "Alexs hat-hat"),
+    ):
+        known = nameable_concepts(stored, tmp_path, dataset, False)
+        assert [concept.key for concept in concepts_of_key(key, known)] == [stored[0].key]
+        assert len(known) == len(published(dataset))
+
+
+def test_what_a_key_may_mean_besides_does_not_stop_the_run(tmp_path: Path) -> None:
+    known = own_concepts("cup-blue", "cup-red")
+    file = write_json(tmp_path / "q.json", {"cup-red": {"0": {"question": "?", "answer": "!"}}})
+    assert read_questions(file, known, (), "yollava", True).items[0].question.concepts == ("cup-red",)
+    assert concepts_of_key("cup_x", known) == ()
+    file = write_json(tmp_path / "cup.json", {"cup": {"0": {"question": "?", "answer": "!"}}})
+    with pytest.raises(UserError, match=r"cup\.json: .*cup-blue or cup-red"):
+        read_questions(file, known, (), "yollava", True)
+
+
+def test_names_in_angle_brackets(tmp_path: Path) -> None:
+    texts = read_descriptions(write_json(tmp_path / "d.json", {"concept_dict": {"<bo>": {"info": "<bo> is brown."}}}))
+    file = write_json(tmp_path / "q.json", {"<bo>": {"0": {"question": "?", "answer": "!"}}})
+    question = read_questions(file, YOLLAVA, (), "yollava", True, descriptions=texts).items[0].question
+    assert question.concepts == ("bo",) and question.context == "bo is brown."

@@ -18,7 +18,7 @@ from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
 from pekit.grading import Judge, read_judge_settings
 from pekit.lvlm import LvlmSettings
-from pekit.prompting import TASKS
+from pekit.prompting import TASKS, Task
 from pekit.records import Concept, UserError
 from pekit.results import read_config
 
@@ -180,13 +180,15 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
 
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     task, models = TASKS[args.task], cli.model_settings(args)
-    if args.with_baseline and not task.personalised:
-        raise UserError(f"--with_baseline goes with a personalised task, not with {args.task}: leave it out")
+    _check_task(args, task)
     concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
     unaided = task.text_only or not task.personalised
-    if unaided:
-        concepts = questions.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
-    found = _caption_requests(args, concepts) if task.captions else _questions(args, concepts, unaided)
+    if task.captions:
+        found = _caption_requests(args, concepts)
+    else:
+        nameable = questions.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
+        found = _questions(args, nameable, None if unaided else frozenset(c.key for c in concepts))
+        concepts = nameable if unaided else concepts
     _report(found, args)
     shard = parallel.current_shard()
     alone = args.dry_run or unaided  # no photo is searched, or hardly any
@@ -210,29 +212,46 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     return _print(report) if report else 0
 
 
-def _questions(args: argparse.Namespace, concepts: Sequence[Concept], unaided: bool) -> questions.QuestionFile:
+def _check_task(args: argparse.Namespace, task: Task) -> None:
+    """Refuse options that the task has no use for.
+
+    Raises:
+        UserError: there is one.
+    """
+    outlines = task.personalised and not task.text_only
+    for option, given, useful in (
+        ("--with_baseline", args.with_baseline, task.personalised),
+        ("--json_path", args.json_path, not task.captions),
+        ("--caption_request", args.caption_request, task.captions),
+        ("--descriptions", args.descriptions, task.text_only),
+        ("--detect_thresh", args.detect_thresh is not None, outlines),
+        ("--overlays", args.overlays, not task.text_only),
+        ("--show", args.show, not task.text_only),
+    ):
+        if given and not useful:
+            raise UserError(f"{option} is of no use for --task {args.task}: leave it out")
+
+
+def _questions(
+    args: argparse.Namespace, concepts: Sequence[Concept], askable: frozenset[str] | None
+) -> questions.QuestionFile:
     """The question file that is named, or the one in the usual place."""
-    if args.caption_request is not None:
-        raise UserError(f"--caption_request goes with --task captioning, not with {args.task}: leave it out")
     text_only = TASKS[args.task].text_only
     file = args.json_path or questions.find_question_file(args.data_folder, args.dataset, args.multi_concept, text_only)
     folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
     described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
-    return questions.read_questions(
-        file,
-        concepts,
-        folders,
-        args.dataset,
-        text_only,
-        unknown=unaided,
-        descriptions=questions.read_descriptions(described) if described else None,
-    )
+    texts = questions.read_descriptions(described) if described else None
+    found = questions.read_questions(file, concepts, folders, args.dataset, text_only, askable, texts)
+    if described and not any(item.question.context for item in found.items):
+        raise UserError(
+            f"{described} describes none of the concepts asked about, such as '{found.items[0].subject}': name "
+            "another with --descriptions, or mend its names"
+        )
+    return found
 
 
 def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> questions.QuestionFile:
     """A request for each photo that detection.py would test on and that shows a concept with views."""
-    if args.json_path:
-        raise UserError("--json_path goes with questions; captioning takes the photos of --split: leave it out")
     request = args.caption_request or REQUEST
     if re.search(r"\bsks\d?\b", request) and args.grader != "none":
         log.warning(
@@ -267,8 +286,12 @@ def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
         by_reason.setdefault(entry.reason, []).append(f"'{entry.subject}', {entry.photo}")
     for reason, left_out in by_reason.items():
         log.warning("%d %s are left out, such as %s: %s", len(left_out), what, left_out[0], reason)
-    if args.task == "tqa" and not all(item.question.context for item in found.items):
-        log.warning("concepts without a description are asked about without one: give --descriptions")
+    without = dict.fromkeys(item.subject for item in found.items if args.task == "tqa" and not item.question.context)
+    if without:
+        names = ", ".join(list(without)[: questions.SHOWN])
+        log.warning(
+            "%s: there is no description, so the question is asked alone (--descriptions): %s", args.task, names
+        )
 
 
 def _settings(args: argparse.Namespace) -> VqaSettings:
