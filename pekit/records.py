@@ -21,6 +21,11 @@ class PhotoError(Exception):
     """One photo cannot be read; the run goes on without it unless ``--strict``."""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, for messages: "1 photo", "3 photos"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise ValueError(what)
