@@ -1,10 +1,10 @@
 """The published entry point of pekit.cli.detection."""
 
-import sys
-
-from pekit.cli.detection import build_parser, main
-
-__all__ = ["build_parser", "main"]
+from pekit.start import detection
 
 if __name__ == "__main__":
-    sys.exit(main())
+    detection()
+else:
+    from pekit.cli.detection import build_parser, main
+
+    __all__ = ["build_parser", "main"]

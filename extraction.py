@@ -1,10 +1,10 @@
 """The published entry point of pekit.cli.extraction."""
 
-import sys
-
-from pekit.cli.extraction import build_parser, main
-
-__all__ = ["build_parser", "main"]
+from pekit.start import extraction
 
 if __name__ == "__main__":
-    sys.exit(main())
+    extraction()
+else:
+    from pekit.cli.extraction import build_parser, main
+
+    __all__ = ["build_parser", "main"]

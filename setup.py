@@ -34,9 +34,9 @@ setup(
     extras_require={"test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "mypy>=1.18"]},
     entry_points={
         "console_scripts": [
-            "pekit-extraction=pekit.cli.extraction:main",
-            "pekit-detection=pekit.cli.detection:main",
-            "pekit-vqa=pekit.cli.vqa:main",
+            "pekit-extraction=pekit.start:extraction",
+            "pekit-detection=pekit.start:detection",
+            "pekit-vqa=pekit.start:vqa",
         ]
     },
 )

@@ -1,10 +1,10 @@
 """The published entry point of pekit.cli.vqa."""
 
-import sys
-
-from pekit.cli.vqa import build_parser, main
-
-__all__ = ["build_parser", "main"]
+from pekit.start import vqa
 
 if __name__ == "__main__":
-    sys.exit(main())
+    vqa()
+else:
+    from pekit.cli.vqa import build_parser, main
+
+    __all__ = ["build_parser", "main"]

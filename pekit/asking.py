@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageShow
 from tqdm import tqdm
 
 from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
-from pekit.files import digest_if_readable, fitting
+from pekit.files import digest_if_readable, fitting, naming
 from pekit.gallery import load_gallery
 from pekit.grading import Judge
 from pekit.hub import identify, pick_device
@@ -336,8 +336,9 @@ def ask(
 
         def keep(answer: Answer) -> None:
             answers.append(answer)
-            file.write(results.json_line(answer.as_json()))
-            file.flush()
+            with naming(folder / ANSWERS):
+                file.write(results.json_line(answer.as_json()))
+                file.flush()
             progress.update()
             if answer.error:
                 log.error("%s: %s", answer.query.title, answer.error)
@@ -353,7 +354,7 @@ def ask(
                     if settings.overlays:
                         save_overlay(image, query, folder)
                     if settings.show:
-                        image.show(title=query.photo_name)
+                        show_overlay(image, query)
                 yield Request(query, image, query.prompt)
 
         with closing(lvlm.answers(requests())) as replies:
@@ -388,6 +389,12 @@ def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
     return path
 
 
+def show_overlay(image: Image.Image, query: Query) -> None:
+    """Open what the LVLM is shown in the system's viewer."""
+    if not ImageShow.show(image, title=query.photo_name):
+        log.warning("--show: this system has no viewer; --overlays keeps the outlined photos")
+
+
 def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaSettings, models: ModelSettings,
             loading: LoadingSettings) -> tuple[list[tuple[Query, Path | None]], bool]:  # fmt: skip
     """Word the first questions and write their overlays into ``<save_folder>/<task>/dry_run``; nobody is asked.
@@ -398,6 +405,8 @@ def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaS
     folder = settings.save_folder / settings.task / "dry_run"
     items = questions.items[: settings.limit or DRY_RUN_PROMPTS]
     gallery = find_gallery(_concepts_of(items), concepts, settings)
+    if gallery:
+        _check_views(settings, models, loading)
     located = locate_concepts(items, gallery, settings, models, loading, Shard()) if gallery else {}
     shown: list[tuple[Query, Path | None]] = []
     complete = True
@@ -405,7 +414,10 @@ def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaS
         overlay = None
         if query.photo is not None and query.variant == PERSONALISED:
             try:
-                overlay = save_overlay(picture(query, loading), query, folder)
+                image = picture(query, loading)
+                overlay = save_overlay(image, query, folder)
+                if settings.show:
+                    show_overlay(image, query)
             except PhotoError as error:
                 log.error("%s", error)
                 complete = False

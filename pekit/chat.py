@@ -85,7 +85,9 @@ class Endpoint:
         for name in ("key", "base_url"):
             object.__setattr__(self, name, getattr(self, name).strip())
         if not (self.key and self.key.isascii() and self.key.isprintable()):  # it travels in a header
-            raise UserError(f"{self.option}: its key is empty or has letters that no key has: set it again")
+            raise UserError(
+                f"{self.option}: its key, of the environment or config.ini, is empty or has letters that no key has"
+            )
         if self.base_url and not host_of(self.base_url):  # not shown: it may hold a password
             raise UserError(
                 f"{self.option}: {self.url_option} is not of the form http://HOST:PORT/v1 (or https): mend it"

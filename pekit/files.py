@@ -36,11 +36,21 @@ def replacing(path: Path) -> Iterator[Path]:
     # threads, too, may write one file at a time, such as a judge's verdict on two equal replies
     partial = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        yield partial
-        partial.replace(path)
-    except BaseException as error:
+        with naming(path):
+            yield partial
+            partial.replace(path)
+    except BaseException:
         partial.unlink(missing_ok=True)  # or a full disk would stay full
-        if isinstance(error, OSError) and error.filename is None:  # as where there is no room to write
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors that do not, as where there is no room to write."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)
         raise
 

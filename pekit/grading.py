@@ -160,6 +160,9 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))
     try:
         parser.read(config, encoding="utf-8-sig")
+    except (configparser.DuplicateOptionError, configparser.DuplicateSectionError) as error:
+        name = getattr(error, "option", error.section)
+        raise UserError(f"'{name}' stands twice in {config}, again in line {error.lineno}: remove one") from None
     except (configparser.Error, UnicodeDecodeError):
         # the parser's own words quote the line, which may hold the key
         raise UserError(f"{config} is not of the form [openai] NAME = value: mend it") from None
@@ -175,7 +178,11 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     foreign = kind == "openai" and url_option == "OPENAI_API_BASE" and base_url and host_of(base_url) != OPENAI_HOST
     key = (environment.get(variable) if not foreign else "") or values.get("OPENAI_API_KEY", "")
     if not key:
-        where = f"set OPENAI_API_KEY in {config}" if config.is_file() else f"{config} is not there, name it by --config"
+        where = (
+            f"set OPENAI_API_KEY in [openai] of {config}"
+            if config.is_file()
+            else f"{config} is no file, name it by --config"
+        )
         raise UserError(
             f"open questions need the judge's key: {where}"
             + (", as its server is not OpenAI's" if foreign else f", set {variable} in the environment")
@@ -193,14 +200,17 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
 def _parameters(values: Mapping[str, str], config: Path) -> dict[str, float]:
     """Decoding parameters; one that is left empty is not sent, as some models refuse it."""
     parameters: dict[str, float] = {}
-    for name, sent, read in (("TEMP", "temperature", float), ("MAX_TOKENS", "max_tokens", int)):
+    for name, sent, read, kind in (
+        ("TEMP", "temperature", float, "number"),
+        ("MAX_TOKENS", "max_tokens", int, "whole number"),
+    ):
         if values.get(name):
             try:
                 parameters[sent] = read(values[name])
             except ValueError:
                 parameters[sent] = math.nan
             if not 0 <= parameters[sent] < math.inf:
-                raise UserError(f"{name} in {config} is not a number from 0: mend it or leave it empty")
+                raise UserError(f"{name} in {config} is not a {kind} from 0: mend it or leave it empty")
     return parameters
 
 

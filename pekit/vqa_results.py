@@ -117,10 +117,11 @@ def question_text(answer: Answer) -> str:
         *([f"Not found: {', '.join(query.not_found)}"] if query.not_found else []),
         f"Question: {with_options(query.question, query.options)}",
         f"Truth: {query.answer}",
-        f"Prediction: {'' if answer.reply is None else answer.reply}",
+        f"Prediction: {answer.reply or ''}",
         f"Result: {outcome}",
     ]
-    return "\n".join(lines) + "\n"
+    # a line of its own in a reply would read like one of these
+    return "".join(f"{line}\n".replace("\n", "\n  ", line.count("\n")) for line in lines)
 
 
 def summary_text(summary: dict) -> str:

@@ -16,6 +16,7 @@ from conftest import ROOT, assert_ran, assert_refused, run_script, script_enviro
 
 from pekit import cli, pictures
 from pekit.cli import detection, extraction
+from pekit.records import UserError
 
 SCRIPTS = ("extraction.py", "detection.py")
 
@@ -55,7 +56,11 @@ class TestDefaults:
         assert settings.features == "facebook/dinov2-large"
 
     def test_a_single_model_replaces_the_set_s(self, tmp_path: Path) -> None:
-        settings = cli.model_settings(parse(detection, "--models", str(tmp_path), "--dino_model", "my/dino@abc"))
+        options = ("--models", str(tmp_path), "--dino_model", "my/dino@abc")
+        with pytest.raises(UserError, match=f"--models {tmp_path} is .* nor a folder that holds grounding/"):
+            cli.model_settings(parse(detection, *options))
+        (tmp_path / "grounding").mkdir()
+        settings = cli.model_settings(parse(detection, *options))
         assert settings.features == "my/dino@abc"
         assert settings.grounding == str(tmp_path / "grounding")
 
@@ -106,8 +111,8 @@ def test_thresholds(text: str, expected: tuple) -> None:
         (extraction, ("--grounding_sam", "perhaps"), "perhaps"),
         (extraction, ("--n_training_views", "0"), "--n_training_views"),
         (extraction, ("--n_augment", "0"), "--n_augment"),
-        (extraction, ("--data_folder", ""), "names no folder"),
-        (detection, ("--save_folder", " "), "names no folder"),
+        (extraction, ("--data_folder", ""), "it is empty"),
+        (detection, ("--save_folder", " "), "it is empty"),
         (extraction, ("--batch_size", "0"), "--batch_size"),
         (extraction, ("--device_ids", "a,b"), "a,b"),
         (extraction, ("--device", "cuda:1", "--device_ids", "0,1"), "--device_ids"),

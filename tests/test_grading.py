@@ -442,7 +442,7 @@ def test_the_section_in_any_case(tmp_path: Path, section: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nosuch\.ini is not there, name it by --config"):
+    with pytest.raises(UserError, match=r"nosuch\.ini is no file, name it by --config"):
         read_judge_settings(tmp_path / "nosuch.ini", {})
 
 

@@ -515,7 +515,7 @@ def test_a_dry_run_names_an_unreadable_photo_and_goes_on(ask: Call, nowhere: dic
     file = write_json(photos / "questions.json", content)
     result = ask("--dataset", "yollava", "--json_path", file, "--dry_run")
     assert_ran(result, 1)
-    assert "[1] personalised: bad.png\nbad.png?\n" in result.stdout and "good.png?\n" in result.stdout
+    assert "[1] vqa: bad.png\nbad.png?\n" in result.stdout and "good.png?\n" in result.stdout
     assert "ERROR" in result.stderr and "bad.png" in result.stderr
     assert [path.name for path in (tmp_path / "results").rglob("*.png")] == ["0002_good.png"]
     assert_refused(ask("--dataset", "yollava", "--json_path", file, "--dry_run", "--strict"), "bad.png", "--strict")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import logging
 import math
 import os
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from pekit.parallel import PeerLostError, current_shard
-from pekit.records import UserError
+from pekit.records import UserError, counted
 
 DATASETS = ("myvlm", "yollava", "this-is-my")
+MOST_THRESHOLDS = 1000
 TEST_SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
 SAMPLE_CHECKPOINTS = Path(__file__).parent.parent / "sample" / "checkpoints"
 MODEL_SETS: dict[str, dict[str, str]] = {
@@ -106,15 +108,23 @@ def flag(text: str) -> bool:
     return value
 
 
-def folder(text: str) -> Path:
-    """Read a folder's name; the empty one, of a shell variable that is not set, would mean the working folder."""
+def path(text: str) -> Path:
+    """Read a file's or folder's name; ``~`` is the user's folder, also behind ``=``, where no shell reads it so."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"'{text}' names no folder")
-    return Path(text)
+        raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
+    return Path(sentence(text)).expanduser()
+
+
+def folder(text: str) -> Path:
+    """Read a folder's name, of one that is there or is to be made."""
+    named = path(text)
+    if named.exists() and not named.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a file: name a folder")
+    return named
 
 
 def sentence(text: str) -> str:
-    """Read a text that is to be asked and written."""
+    """Read a text that is to be asked or written; the empty one may be of a shell variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a text, or leave the option out")
     try:
@@ -126,15 +136,17 @@ def sentence(text: str) -> str:
 
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+    return _whole(text, 1)
 
 
 def natural(text: str) -> int:
     """Read a whole number of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) <= sys.maxsize):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
     return int(text)
 
 
@@ -172,10 +184,11 @@ def batch_size(text: str) -> int:
 
 def device_ids(text: str) -> tuple[int, ...]:
     """Read ``0,1,2``."""
-    try:
-        return tuple(int(part) for part in text.replace(" ", ",").split(",") if part)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of device numbers such as 0,1") from None
+    parts = text.replace(" ", ",").split(",")
+    numbers = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    if not numbers or len(set(numbers)) < len(list(filter(None, parts))):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of different device numbers such as 0,1")
+    return numbers
 
 
 def thresholds(text: str) -> tuple[float, ...]:
@@ -185,7 +198,10 @@ def thresholds(text: str) -> tuple[float, ...]:
             first, last, step = (Decimal(part) for part in text.split(":"))
             if step <= 0 or last < first:
                 raise argparse.ArgumentTypeError(f"'{text}' is not a rising range first:last:step")
-            values = [first + i * step for i in range(int((last - first) / step) + 1)]
+            count = int((last - first) / step) + 1
+            if count > MOST_THRESHOLDS:
+                raise argparse.ArgumentTypeError(f"'{text}' is {count} thresholds, {MOST_THRESHOLDS} at most")
+            values = [first + i * step for i in range(count)]
         else:
             values = [Decimal(part) for part in text.split(",")]
     except (ArithmeticError, ValueError):
@@ -245,6 +261,7 @@ def model_options() -> argparse.ArgumentParser:
     group = parent.add_argument_group("models")
     group.add_argument(
         "--models",
+        type=sentence,
         default="paper",
         help="Set of checkpoints: paper (default), small (published smaller ones), sample (bundled ones, which know "
         "drawn objects only), or a folder with grounding/, masks/, features/ and, for vqa.py, lvlm/ in it.",
@@ -255,7 +272,9 @@ def model_options() -> argparse.ArgumentParser:
         ("--dino_model", "DINOv2"),
     ):
         group.add_argument(
-            option, help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder."
+            option,
+            type=sentence,
+            help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder.",
         )
     group.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), or a torch device.")
     group.add_argument("--device_ids", type=device_ids, default=(), help="GPUs to spread over, such as 0,1,2,3.")
@@ -293,20 +312,19 @@ def model_settings(args: argparse.Namespace) -> ModelSettings:
     """Resolve the set of checkpoints and the options that replace single ones.
 
     Raises:
-        UserError: ``--models`` names neither a set nor a folder, or ``--device`` and ``--device_ids`` contradict.
+        UserError: ``--models`` names neither a set nor a folder of checkpoints, or ``--device`` and ``--device_ids``
+            contradict.
     """
     if args.device_ids and ":" in args.device:
         raise UserError(f"--device {args.device} and --device_ids name GPUs twice: leave out one of the two")
-    chosen = MODEL_SETS.get(args.models)
-    if chosen is None:
-        folder = Path(args.models)
-        if not folder.is_dir():
-            raise UserError(
-                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder: give one of these, "
-                "or a folder that holds grounding/, masks/ and features/"
-            )
-        chosen = {role: str(folder / role) for role in MODEL_OPTIONS}
+    chosen = model_set(args.models)
     roles = {role: getattr(args, option) or chosen[role] for role, option in MODEL_OPTIONS.items()}
+    for role in ("grounding", "features"):  # masks/ is not needed by all
+        if args.models not in MODEL_SETS and roles[role] == chosen[role] and not Path(chosen[role]).is_dir():
+            raise UserError(
+                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder that holds {role}/: give one "
+                "of these, or a folder with grounding/, masks/ and features/ in it"
+            )
     return ModelSettings(
         **roles,
         device=args.device,
@@ -317,22 +335,39 @@ def model_settings(args: argparse.Namespace) -> ModelSettings:
     )
 
 
+def model_set(name: str) -> dict[str, str]:
+    """The checkpoints of ``--models``, by role."""
+    own = Path(name).expanduser()
+    return MODEL_SETS.get(name) or {role: str(own / role) for role in MODEL_SETS["paper"]}
+
+
 def loading_settings(args: argparse.Namespace) -> LoadingSettings:
     """How photos are read, from the parsed options."""
     return LoadingSettings(args.batch_size, args.num_workers, args.strict, args.exif)
 
 
+def show(text: str) -> None:
+    """Print a result. Whoever reads the output may have gone, as ``head`` does: that is no mistake."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what else is printed
+
+
 def tell_left_out(failed: dict[str, str], total: int) -> int:
     """Say which of ``total`` photos could not be read, name -> reason; the exit code of a run without them."""
     for reason in failed.values():
-        print(f"left out: {reason}")
+        show(f"left out: {reason}")
     if failed:
-        print(f"{len(failed)} of {total} photos could not be read")
+        show(f"{len(failed)} of {counted(total, 'photo')} could not be read")
     return 1 if failed else 0
 
 
-def _out_of_memory(error: RuntimeError) -> str | None:
+def _out_of_memory(error: RuntimeError | MemoryError) -> str | None:
     """The mend, where memory has run out. Torch is looked up, not imported: not loaded, it raised nothing."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "there is too little memory: give a smaller --dino_img_size, --batch_size or --num_workers"
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
         return (
             "the GPU's memory is full: free it, or use another --device, --dtype bfloat16, --models small or, for an "
@@ -348,8 +383,28 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     return None
 
 
-def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
-    """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet."""
+def _mend(error: Exception, args: argparse.Namespace, again: str) -> str:
+    """What to do about an error of the system; "" where the error itself says it."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f": make room; what is finished is kept, and {again} goes on from there"
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+        options = [f"--{name}" for name in ("features_folder", "save_folder") if hasattr(args, name)]
+        return f": check what is there, or name another {' or '.join(options)}"
+    return ""
+
+
+def run_script(command: Callable[[], int], args: argparse.Namespace, again: str = "the same command") -> int:
+    """Run a script's work: log to stderr, turn user errors into one sentence and exit code 2, keep Ctrl-C quiet.
+
+    Args:
+        command: the work.
+        args: the options.
+        again: what goes on from where a run was stopped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold letters that a terminal has not
     shard = current_shard()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
     logging.getLogger("pekit").setLevel(logging.INFO)
@@ -364,22 +419,20 @@ def run_script(command: Callable[[], int], args: argparse.Namespace) -> int:
     try:
         return command()
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        again = ": make room; what is finished is kept, and the same command goes on from there" if full else ""
-        print(f"error: {error}{again}", file=sys.stderr)
+        print(f"error: {error}{_mend(error, args, again)}", file=sys.stderr)
         return 2
     except PeerLostError as error:
         if shard.rank:  # were it to fail too, whoever started it would stop the first while that is still writing
             return 0
-        print(f"error: {error}: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        print(f"error: {error}: what is finished is kept; {again} goes on from there", file=sys.stderr)
         return 1
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         mend = _out_of_memory(error)
         if mend is None:
             raise
         print(f"error: {mend}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "leave out --overwrite to go on" if getattr(args, "overwrite", False) else "the same command goes on"
-        print(f"stopped: what is finished is kept; {again} from there", file=sys.stderr)
+        goes_on = "leave out --overwrite to go on" if getattr(args, "overwrite", False) else f"{again} goes on"
+        print(f"stopped: what is finished is kept; {goes_on} from there", file=sys.stderr)
         return 130

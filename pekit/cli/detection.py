@@ -121,7 +121,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     with parallel.joined(shard):
         report = run_detection(concepts, units, photos, settings, models, loading, shard)
     if shard.rank == 0:
-        print("\n\n".join(report.tables))
-        print(f"\nresults in {report.folder}")
+        cli.show("\n\n".join(report.tables))
+        cli.show(f"\nresults in {report.folder}")
         return cli.tell_left_out(report.failed, report.photos)
     return 0  # were it to fail too, whoever started it would stop the first while that is still writing

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
+from pekit.records import counted
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 200  # photos whose EXIF orientation is read beforehand
@@ -63,10 +64,10 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
     if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
         log.info(
-            "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
+            "of the first %d photos %d have an EXIF orientation, which is ignored, as for the published results: "
             "--exif True turns them",
-            turned,
             len(looked_at),
+            turned,
         )
 
     from pekit.extracting import ExtractionSettings, run_extraction
@@ -86,7 +87,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
         report = run_extraction(concepts, photos, settings, models, loading, shard)
     if shard.rank == 0:
         seen = len({photo.concepts[0] for photo in photos if photo.name not in report.failed})
-        of = f"{seen} of the {len(concepts)} concepts" if seen < len(concepts) else f"{seen} concepts"
-        print(f"{report.made} views made, {report.kept} kept, of {of}, in {settings.folder}")
+        of = f"{seen} of the {len(concepts)} concepts" if seen < len(concepts) else counted(seen, "concept")
+        cli.show(f"{counted(report.made, 'view')} made, {report.kept} kept, of {of}, in {settings.folder}")
         return cli.tell_left_out(report.failed, len(photos))
     return 0  # were it to fail too, whoever started it would stop the first while that is still writing

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pekit import cli, datasets, parallel, questions
-from pekit.answers import Query
+from pekit.answers import BASELINE, Query
 from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
 from pekit.grading import Judge, read_judge_settings
 from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS, Task
-from pekit.records import Concept, UserError
+from pekit.records import Concept, UserError, counted
 from pekit.results import read_config
 
 if TYPE_CHECKING:  # torch comes with these
@@ -58,10 +58,10 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
         help="Split that photo paths may be relative to; for captioning, the photos' (test).",
     )  # fmt: skip
     group.add_argument(
-        "--json_path", type=Path, help="Question file; may be left out where it lies in its usual place."
+        "--json_path", type=cli.path, help="Question file; may be left out where it lies in its usual place."
     )
     group.add_argument(
-        "--descriptions", type=Path,
+        "--descriptions", type=cli.path,
         help="For tqa: descriptions of the concepts, {name: text} or RAP's database (without it: a file named "
         "*descriptions*.json beside the questions).",
     )  # fmt: skip
@@ -82,6 +82,7 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
 def _lvlm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vlm_model",
+        type=cli.sentence,
         help="Hub id, id@revision or folder of an image-text-to-text model of transformers, or openai:<name> for a "
         "served one (without it, the set's: of paper, OpenGVLab/InternVL3-14B).",
     )
@@ -126,14 +127,19 @@ def _grading_options(group: argparse._ArgumentGroup) -> None:
         help="Of open answers: a GPT judge set up in config.ini, exact match, or nobody (gpt). Options are always "
         "graded by their letter, captions by the names in them unless it is nobody.",
     )  # fmt: skip
-    group.add_argument("--config", type=Path, default=Path("config.ini"), help="The judge's settings (config.ini).")
+    group.add_argument("--config", type=cli.path, default=Path("config.ini"), help="The judge's settings (config.ini).")
     group.add_argument(
         "--save_folder", type=cli.folder, default=Path("results/"), help="Folder of the results (results/)."
     )
     either = group.add_mutually_exclusive_group()
-    either.add_argument("--resume", type=Path, metavar="DIR", help="Go on with an interrupted run, with its options.")
     either.add_argument(
-        "--regrade", type=Path, metavar="DIR", help="Grade a run's replies again, into a folder beside it; ask nobody."
+        "--resume", type=cli.path, metavar="DIR", help="Go on with an interrupted run, with its options."
+    )
+    either.add_argument(
+        "--regrade",
+        type=cli.path,
+        metavar="DIR",
+        help="Grade a run's replies again, into a folder beside it; ask nobody.",
     )
 
 
@@ -151,14 +157,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args = parser.parse_args(argv)
-    return cli.run_script(lambda: _command(args, argv), args)
+    return cli.run_script(lambda: _command(args, argv), args, "--resume with the run's folder")
 
 
 def _with_stored_options(argv: list[str]) -> list[str]:
     """Put the options of the run to go on with, or to grade again, before those given."""
     early = cli.Parser("vqa.py", add_help=False, allow_abbrev=False)
-    early.add_argument("--resume", type=Path)
-    early.add_argument("--regrade", type=Path)
+    early.add_argument("--resume", type=cli.path)
+    early.add_argument("--regrade", type=cli.path)
     known, _ = early.parse_known_args(argv)
     run = known.resume or known.regrade
     if run is None:
@@ -205,7 +211,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     settings, loading = _settings(args), cli.loading_settings(args)
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     if args.dry_run:
-        return _dry_run(*asking.dry_run(found, concepts, settings, models, loading))
+        return _dry_run(*asking.dry_run(found, concepts, settings, models, loading), args.task)
     lvlm = _lvlm_settings(args)
     with held(args.resume) if args.resume and not shard.rank else nullcontext():
         report = asking.run_vqa(found, concepts, settings, models, loading, lvlm, judge, argv, shard)
@@ -279,13 +285,13 @@ def _views_folder(args: argparse.Namespace) -> Path:
 
 
 def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
-    what = "photos to caption" if TASKS[args.task].captions else "questions"
-    log.info("%d %s in %s", len(found.items), what, found.path)
+    what, to_do = ("photo", " to caption") if TASKS[args.task].captions else ("question", "")
+    log.info("%s%s in %s", counted(len(found.items), what), to_do, found.path)
     by_reason: dict[str, list[str]] = {}
     for entry in found.left_out:
         by_reason.setdefault(entry.reason, []).append(f"'{entry.subject}', {entry.photo}")
     for reason, left_out in by_reason.items():
-        log.warning("%d %s are left out, such as %s: %s", len(left_out), what, left_out[0], reason)
+        log.warning("left out: %s, such as %s: %s", counted(len(left_out), what), left_out[0], reason)
     without = dict.fromkeys(item.subject for item in found.items if args.task == "tqa" and not item.question.context)
     if without:
         names = ", ".join(list(without)[: questions.SHOWN])
@@ -319,9 +325,8 @@ def _patience(args: argparse.Namespace) -> Patience:
 
 
 def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
-    chosen = cli.MODEL_SETS.get(args.models, {}).get("lvlm") or str(Path(args.models) / "lvlm")
     return LvlmSettings(
-        source=args.vlm_model or chosen,
+        source=args.vlm_model or cli.model_set(args.models)["lvlm"],
         base_url=args.vlm_base_url,
         prompt_style=args.prompt_style,
         max_new_tokens=args.max_new_tokens,
@@ -352,12 +357,13 @@ def _regrade(args: argparse.Namespace) -> int:
 
 
 def _print(report: VqaReport) -> int:
-    print(report.table, end="")
-    print(f"\nresults in {report.folder}")
+    cli.show(report.table)
+    cli.show(f"results in {report.folder}")
     return 0 if report.complete else 1
 
 
-def _dry_run(shown: list[tuple[Query, Path | None]], complete: bool) -> int:
+def _dry_run(shown: list[tuple[Query, Path | None]], complete: bool, task: str) -> int:
     for query, overlay in shown:
-        print(f"[{query.number}] {query.variant}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
+        of = f"{task}, the baseline" if query.variant == BASELINE else task
+        cli.show(f"[{query.number}] {of}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
     return 0 if complete else 1
