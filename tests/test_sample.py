@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Shared, script_environment
+from conftest import Shared, files_of, script_environment
 from PIL import Image
 
 from pekit import datasets, questions
@@ -506,6 +509,7 @@ def test_the_run_takes_the_scripts_own_options_and_stops_where_one_fails(
     monkeypatch.setattr(run, "run_command", note)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     failing: tuple[str, bool] | None = None
+    (tmp_path / "datasets").mkdir()
     assert run.main(["--out", str(tmp_path)]) == 0
     assert "of them the questions" in capsys.readouterr().out
     asked = [("vqa", "yollava", False)] * 2 + [("vqa", "this-is-my", False), ("vqa", "this-is-my", True)]
@@ -531,6 +535,40 @@ def test_two_samples_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
 
 
+@pytest.mark.parametrize("folder", ["myvlm", "YoLLaVA", "This-is-My-Img"])
+def test_photos_of_no_sample_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    own = tmp_path / folder / "train/momo-mug/0.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"my photo")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert f"{tmp_path / folder} is there, and no sample.json" in capsys.readouterr().err
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [own] and own.read_bytes() == b"my photo"
+
+
+def test_ctrl_c_stops_quietly_and_the_same_command_writes_the_whole(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "myvlm").mkdir()  # an empty folder is in nobody's way
+    command = [sys.executable, "-m", "pekit.sample", "--out", str(tmp_path)]
+    environment = script_environment()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=environment) as process:
+        end = time.monotonic() + 100
+        while not (tmp_path / "sample.json").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the workers have begun to import
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        _, said = process.communicate(timeout=100)
+    assert (process.returncode, said) == (130, b"stopped: the same command writes the whole\n")
+    assert not list(tmp_path.rglob("*qa.json"))
+    subprocess.run(command, check=True, timeout=300, stdout=subprocess.DEVNULL, env=environment)
+    assert files_of(tmp_path) == files_of(sample)
+
+
+def test_the_run_without_a_sample_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--out", str(tmp_path)]) == 2
+    assert f"python -m pekit.sample --out {tmp_path}/datasets" in capsys.readouterr().err
+
+
 def test_a_trained_model_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lvlm/model.safetensors"
     file.parent.mkdir()
@@ -554,6 +592,7 @@ def test_stopped_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr("pekit.sample.benchmark.write_sample", stop)
     assert main(["--out", str(tmp_path)]) == 130
     assert "the same command" in capsys.readouterr().err
+    (tmp_path / "datasets").mkdir()
     monkeypatch.setattr("pekit.sample.run.run_command", stop)
     assert run.main(["--out", str(tmp_path)]) == 130
     monkeypatch.setattr("pekit.sample.evaluate.grounding.evaluate", stop)

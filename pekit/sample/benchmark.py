@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,11 +20,13 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from pekit.records import UserError
+from pekit.files import write_atomically
+from pekit.records import UserError, counted
 from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
 from pekit.sample.questions import Truth, write_questions
 
 POOL = "sample"
+TRUTH = "sample.json"
 SIZES = ((320, 240), (240, 320), (288, 288), (360, 240), (240, 360), (320, 256), (256, 256))  # (W, H) in px
 COMPANIONS = (0.3, 0.3, 0.25, 0.15)  # how often a test photo shows 0, 1, 2 or 3 things besides the concept
 LEAST_SIZE = {True: 0.42, False: 0.22}  # of a concept in a reference or test photo, against the picture's shorter side
@@ -63,7 +67,7 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
         Data set -> what was written, in words.
 
     Raises:
-        UserError: another sample is there, whose photos would be mixed with these.
+        UserError: another sample, or photos of no sample, would be mixed with these or overwritten.
     """
     this_is_my = personal_concepts(seed)
     multi = dict(list(this_is_my.items())[:MULTI_CONCEPTS])
@@ -74,25 +78,51 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
         "this-is-my multi-concept": (multi, plan_multi),
     }
     plans = {name: plan(_rng(seed, name), concepts) for name, (concepts, plan) in sets.items()}
-    _refuse_mixing(out, {photo.path for photos in plans.values() for photo in photos})
+    planned: Truth = {photo.path: [] for photos in plans.values() for photo in photos}
+    _refuse_mixing(out, planned.keys())
+    # Before any photo: what lies here is the sample's own from now on, also where it is stopped halfway.
+    _write_truth(out, planned)
     truth: Truth = {}
     report = {}
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for name, photos in plans.items():
-            drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)
+            with _interrupts_held_back():
+                drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)
             truth |= {photo.path: things for photo, things in zip(photos, drawn, strict=True)}
-            report[name] = f"{len(sets[name][0])} concepts, {len(photos)} photos"
+            report[name] = f"{counted(len(sets[name][0]), 'concept')}, {counted(len(photos), 'photo')}"
     for name, count in write_questions(out, truth, _rng(seed, "questions")).items():
-        report[name] += f", {count} questions"
-    (out / "sample.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+        report[name] += f", {counted(count, 'question')}"
+    _write_truth(out, truth)
     return report
 
 
-def _refuse_mixing(out: Path, planned: set[str]) -> None:
-    file = out / "sample.json"
+def _write_truth(out: Path, truth: Truth) -> None:
+    write_atomically(out / TRUTH, json.dumps(truth, indent=1) + "\n")
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and processes begun in it never hear it: it is the main one's to handle.
+
+    An initializer of the workers would be too late: Ctrl-C while they import prints their tracebacks.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _refuse_mixing(out: Path, planned: Set[str]) -> None:
+    file = out / TRUTH
     try:
         others = json.loads(file.read_text(encoding="utf-8")).keys() - planned
     except FileNotFoundError:
+        for folder in sorted({out / path.partition("/")[0] for path in planned}):
+            if folder.is_dir() and any(folder.iterdir()):
+                raise UserError(
+                    f"{folder} is there, and no {TRUTH} beside it says that it is a sample: name another --out"
+                ) from None
         return
     except (ValueError, AttributeError):
         raise UserError(f"{file} is no list of a sample's photos: name another --out, or remove it") from None

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sample.
 
     Returns:
-        The first exit code that is not 0, else 0.
+        The first exit code that is not 0, else 0; 2 where there is no sample.
     """
     parser = argparse.ArgumentParser(prog="python -m pekit.sample.run", description=__doc__, allow_abbrev=False)
     parser.add_argument(
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", default="sample", help="As the scripts take it (sample).")
     args = parser.parse_args(argv)
+    if not (args.out / "datasets").is_dir():
+        make = f"python -m pekit.sample --out {args.out}/datasets"
+        print(f"error: {args.out} has no datasets/ in it: make them by {make}", file=sys.stderr)
+        return 2
     # threads that wait for each other awake take from a busy machine more than models this small gain by them
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     started, asking = time.monotonic(), 0.0
