@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,32 +64,60 @@ def load_view(path: Path) -> View:
     """Read a view written by us or by the released code.
 
     Raises:
-        UserError: the file is damaged, holds something unsafe, or lacks ``dino_obj_features``.
+        UserError: the file is damaged, holds something unsafe, or is no view.
     """
+    _, augmentation = split_name(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever the unpickler meets in a damaged file
-        reason = str(error).strip().split("\n")[0][:120]
+        if not isinstance(content, dict) or "dino_obj_features" not in content:
+            raise UserError(f"{path} holds no dino_obj_features: it is no view; move it elsewhere")
+        patches = _array(content["dino_obj_features"])
+        if "descriptor" in content:
+            descriptor = _array(content["descriptor"])
+        elif len(patches):
+            descriptor = patches.mean(0, dtype=np.float64).astype(np.float32)
+        else:
+            descriptor = np.zeros(patches.shape[1], dtype=np.float32)
+        photo, digest = (str(content.get(key, "")) for key in ("img_path", "img_digest"))
+        return View(path.parent.name, photo, augmentation, patches, descriptor, digest)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the unpickler meets in a damaged file, or numpy in what is no array
+        reason = _what_is_wrong(path, error)
         raise UserError(f"{path} cannot be read as a view ({reason}): delete it and run extraction.py again") from error
-    if not isinstance(content, dict) or "dino_obj_features" not in content:
-        raise UserError(f"{path} holds no dino_obj_features: it is no view; move it elsewhere")
-    patches = np.asarray(content["dino_obj_features"])
-    if "descriptor" in content:
-        descriptor = np.asarray(content["descriptor"])
-    elif len(patches):
-        descriptor = patches.mean(0, dtype=np.float64).astype(np.float32)
-    else:
-        descriptor = np.zeros(patches.shape[1], dtype=np.float32)
-    _, augmentation = split_name(path)
-    photo, digest = (str(content.get(key, "")) for key in ("img_path", "img_digest"))
-    return View(path.parent.name, photo, augmentation, patches, descriptor, digest)
+
+
+def _array(values: Any) -> np.ndarray:
+    """The numbers of a tensor or array; bf16, which numpy does not know, as fp32.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    if isinstance(values, torch.Tensor):
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach()
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"it holds {array.dtype} in place of numbers")
+    return array
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Why a file is no view, in place of the advice that torch gives to programmers."""
+    if path.is_file() and not path.stat().st_size:
+        return "it is empty"
+    if isinstance(error, pickle.UnpicklingError) and re.search("add_safe_globals|GLOBAL", str(error)):
+        return "it holds more than numbers and text, which is not safe to load"
+    torn = isinstance(error, OSError) and error.filename is None  # the reader looks for what lies beyond the end
+    if torn or isinstance(error, (pickle.UnpicklingError, RuntimeError)):
+        return "it is damaged or was not written by torch.save"
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:120]
 
 
 def split_name(path: Path) -> tuple[str, int]:
     """``v0_3.pt`` -> photo stem ``v0``, augmentation 3."""
     stem, _, number = path.stem.rpartition("_")
-    if not stem or not number.isdigit():
+    if not stem or not (number.isascii() and number.isdecimal()):
         raise UserError(f"{path} is not named <photo stem>_<augmentation>.pt: rename it or move it elsewhere")
     return stem, int(number)
 
@@ -150,11 +180,19 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder of views; None where there is none, as beside the released code's files."""
+    """The manifest of a folder of views; None where there is none, as beside the released code's files.
+
+    Raises:
+        UserError: it is damaged or of another version.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         return None
     try:
-        return Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
+        known = all(model.keys() >= {"source", "fingerprint"} for model in manifest.models.values())
+        if not known or "features" not in manifest.models or not isinstance(manifest.n_augment, int):
+            raise ValueError
+        return manifest
+    except (ValueError, TypeError, AttributeError):
         raise UserError(f"{file} is damaged or of another version: run extraction.py --overwrite") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from dataclasses import replace
@@ -55,8 +56,9 @@ class TestPaths:
     def test_published_file_names(self) -> None:
         assert views.view_file(Path("f"), "Alexs hat-hat", "v0", 3) == Path("f/Alexs hat-hat/v0_3.pt")
         assert views.split_name(Path("f/maeve_dog_8_0.pt")) == ("maeve_dog_8", 0)
-        with pytest.raises(UserError, match=r"notes\.pt"):
-            views.split_name(Path("f/notes.pt"))
+        for name in ("notes.pt", "_1.pt", "v0_\u00b2.pt", "v0_\u0663.pt"):  # a superscript, an Arabic three
+            with pytest.raises(UserError, match=f"{name} is not named"):
+                views.split_name(Path("f") / name)
 
 
 class TestFiles:
@@ -104,11 +106,38 @@ class TestFiles:
         file = tmp_path / "mug" / "0_0.pt"
         views.save_view(file, view(patches=400))
         whole = file.read_bytes()
-        for damaged in (whole[: len(whole) // 2], b"", b"nonsense" * 50):
+        torn = "it is damaged or was not written by torch.save"
+        for damaged, words in ((whole[: len(whole) // 2], torn), (b"", "it is empty"), (b"nonsense" * 50, torn)):
             file.write_bytes(damaged)
-            with pytest.raises(UserError, match=r"0_0\.pt") as error:
+            with pytest.raises(UserError) as error:
                 views.load_view(file)
-            assert "\n" not in str(error.value)
+            said = f"{file} cannot be read as a view ({words}): delete it and run extraction.py again"
+            assert str(error.value) == said
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ({"dino_obj_features": torch.zeros(3)}, r"patches (3,) and descriptor () are not"),
+            ({"dino_obj_features": torch.zeros(0)}, "cannot be read"),
+            ({"dino_obj_features": "patches"}, "it holds <U7 in place of numbers"),
+            ({"dino_obj_features": None}, "it holds object in place of numbers"),
+            ({"dino_obj_features": torch.zeros(2, 3), "descriptor": torch.zeros(4)}, "descriptor (4,) are not"),
+            ({"dino_obj_features": torch.zeros(2, 3), "descriptor": "mean"}, "in place of numbers"),
+        ],
+    )
+    def test_a_file_that_loads_but_holds_no_view_is_named(self, tmp_path: Path, content: dict, words: str) -> None:
+        torch.save(content, tmp_path / "x_0.pt")
+        with pytest.raises(UserError) as error:
+            views.load_view(tmp_path / "x_0.pt")
+        said = str(error.value)
+        assert said.startswith(f"{tmp_path / 'x_0.pt'} cannot be read as a view (") and words in said
+        assert said.endswith("): delete it and run extraction.py again")
+
+    def test_patches_in_bf16(self, tmp_path: Path) -> None:
+        torch.save({"dino_obj_features": torch.tensor([[1.0, 2.5], [3.0, -0.5]]).bfloat16()}, tmp_path / "x_0.pt")
+        loaded = views.load_view(tmp_path / "x_0.pt")
+        assert loaded.patches.tolist() == [[1.0, 2.5], [3.0, -0.5]]
+        assert loaded.descriptor.tolist() == [2.0, 1.0]
 
     def test_something_else_saved_by_torch_is_named(self, tmp_path: Path) -> None:
         for content in ({"weights": torch.zeros(3)}, torch.zeros(3), [1, 2]):
@@ -136,7 +165,8 @@ class TestSafety:
         values[0] = Trap(witness)
         torch.save({"dino_obj_features": torch.zeros(2, 3), "npy_image": values}, tmp_path / "c_0.pt")
         for name in "abc":
-            with pytest.raises(UserError, match=rf"{name}_0\.pt"):
+            words = "not written by torch.save" if name == "b" else "which is not safe to load"
+            with pytest.raises(UserError, match=rf"{name}_0\.pt .*{words}"):
                 views.load_view(tmp_path / f"{name}_0.pt")
         assert not witness.exists()
 
@@ -316,7 +346,16 @@ class TestManifest:
         assert manifest.difference(replace(manifest, seed=1, augmentation=2, n_augment=0)) is None  # no draw
         assert manifest.difference(replace(manifest, n_augment=12)) is None  # nine of them are there
 
-    def test_a_damaged_manifest_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "manifest.json").write_text("{")
-        with pytest.raises(UserError, match=r"manifest\.json"):
-            views.read_manifest(tmp_path)
+    @pytest.mark.parametrize(
+        "change",
+        [
+            *({"models": models} for models in (None, "x", [], {}, {"features": None}, {"features": {"source": "a"}})),
+            {"n_augment": None},
+            {"more": 1},
+        ],
+    )
+    def test_a_damaged_manifest_is_named(self, tmp_path: Path, manifest: views.Manifest, change: dict) -> None:
+        for content in ("{", "[]", json.dumps(manifest.__dict__ | change)):
+            (tmp_path / "manifest.json").write_text(content)
+            with pytest.raises(UserError, match=r"manifest\.json is damaged or of another version"):
+                views.read_manifest(tmp_path)
