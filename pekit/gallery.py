@@ -28,7 +28,7 @@ from tqdm import tqdm
 from pekit.datasets import natural_key
 from pekit.files import replacing
 from pekit.records import Concept, Gallery, UserError
-from pekit.views import load_view, split_name, view_name
+from pekit.views import MANIFEST, load_view, split_name, view_name
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +111,22 @@ def _check_augmentations(files: Sequence[str], folder: Path) -> None:
     """Refuse a gallery "with augmentations" that has none; say where some photos have fewer than others."""
     of_photo = Counter(file.rpartition("_")[0] for file in files)
     most = max(of_photo.values())
+    ours = (folder / MANIFEST).is_file()  # extraction.py adds nothing to views of the released code
     if most == 1:
+        into = "first" if ours else "into another --features_folder"
         raise UserError(
-            f"{folder} holds no augmented views: run extraction.py --variation augment first, or leave the option out"
+            f"{folder} holds no augmented views: run extraction.py --variation augment {into}, or leave the option out"
         )
     if few := [photo for photo, count in of_photo.items() if count < most]:
         log.warning(
-            "%d of %d photos have fewer than %d views, such as %s: the same extraction.py --variation augment again "
-            "makes what is missing",
+            "%d of %d photos have fewer than %d views, such as %s: %s",
             len(few),
             len(of_photo),
             most,
             few[0],
+            "the same extraction.py --variation augment again makes what is missing"
+            if ours
+            else f"those there are, are used; without {MANIFEST} beside them, extraction.py adds none",
         )
 
 
@@ -144,8 +148,8 @@ def choose_views(
 ) -> list[int]:
     """Places in ``views`` of a concept of those in use.
 
-    The released code's ``normal`` run stores the untouched photo as view 1 and nothing else; where a concept has only
-    such views, they are read.
+    The released code's ``normal`` run stores the untouched photo as view 1 and nothing else: without a manifest beside
+    the views, such a photo is read. With one, a lone view 1 is what is left of an augmented photo.
 
     Raises:
         UserError: there is none.
@@ -156,8 +160,9 @@ def choose_views(
     for place, (stem, augmentation) in enumerate(views):
         photos.setdefault(stem, {})[augmentation] = place
     if variation == "normal":
-        untouched = 1 if all(set(own_views) == {1} for own_views in photos.values()) else 0
-        photos = {stem: {0: p[untouched]} for stem, p in photos.items() if untouched in p}
+        released = not (folder / MANIFEST).is_file()
+        number = {stem: 1 if released and set(own) == {1} else 0 for stem, own in photos.items()}
+        photos = {stem: {0: own[number[stem]]} for stem, own in photos.items() if number[stem] in own}
     if not photos:
         raise UserError(
             f"no views of '{concept}' in {folder / concept}: run extraction.py first, with the same --dataset, "

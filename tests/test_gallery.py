@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from pekit import gallery, retrieval
 from pekit.datasets import concept_of_folder
 from pekit.records import Concept, Gallery, UserError, View
-from pekit.views import save_view, view_file
+from pekit.views import MANIFEST, save_view, view_file
 
 WIDTH = 16
 
@@ -34,6 +34,7 @@ def stored(tmp_path: Path) -> tuple[Path, list[Concept]]:
                 descriptor = np.zeros(WIDTH, np.float32) if empty else patches.mean(0)
                 view = View(concept, f"train/{concept}/v{photo}.png", augmentation, patches, descriptor)
                 save_view(view_file(tmp_path, concept, f"v{photo}", augmentation), view)
+    (tmp_path / MANIFEST).write_text("{}")  # that it is there tells them from the released code's
     return tmp_path, [concept_of_folder("yollava", name) for name in names]
 
 
@@ -70,6 +71,40 @@ def test_one_file_holds_what_the_views_hold(stored, monkeypatch, variation, n_vi
 
 
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_lone_view_1_is_the_untouched_photo_of_the_released_code(stored, monkeypatch, large, ours) -> None:
+    """Of v0 there are views 0 and 1, of v1 view 1 alone, of v2 views 1 and 2, neither of which is untouched."""
+    folder, concepts = stored
+    if large:
+        consolidate(monkeypatch)
+    if not ours:
+        (folder / MANIFEST).unlink()
+    view_file(folder, "red-mug", "v1", 0).unlink()
+    view_file(folder, "red-mug", "v2", 0).rename(view_file(folder, "red-mug", "v2", 2))
+    found = gallery.load_gallery(folder, concepts, "normal", 20, seed=3)
+    mug = [name for name in found.files if "red-mug" in name]
+    assert mug == ["red-mug/v0_0.pt", *([] if ours else ["red-mug/v1_1.pt"])]
+    assert len(found.files) == len(mug) + 5 + 12
+    everything = gallery.load_gallery(folder, concepts[:1], "augment", 20, seed=3)
+    assert [name[-7:-3] for name in everything.files] == ["v0_0", "v0_1", "v1_1", "v2_1", "v2_2"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_to_views_of_the_released_code_nothing_is_said_to_be_added(stored, monkeypatch, caplog, large) -> None:
+    folder, concepts = stored
+    (folder / MANIFEST).unlink()
+    if large:
+        consolidate(monkeypatch)
+    view_file(folder, "red-mug", "v1", 1).unlink()
+    gallery.load_gallery(folder, concepts, "augment", 20, seed=1)
+    assert "without manifest.json beside them, extraction.py adds none" in caplog.text
+    for photo in (0, 2):
+        view_file(folder, "red-mug", f"v{photo}", 1).unlink()
+    with pytest.raises(UserError, match=r"run extraction\.py --variation augment into another --features_folder"):
+        gallery.load_gallery(folder, concepts[:1], "augment", 5, seed=1)
+
+
+@pytest.mark.parametrize("large", [False, True])
 def test_augmentations_that_are_not_there_are_told(stored, monkeypatch, caplog, large) -> None:
     folder, concepts = stored
     if large:
@@ -77,11 +112,11 @@ def test_augmentations_that_are_not_there_are_told(stored, monkeypatch, caplog, 
     for photo in range(3):
         view_file(folder, "red-mug", f"v{photo}", 1).unlink()
     gallery.load_gallery(folder, concepts, "augment", 5, seed=1)
-    assert "3 of 13 photos have fewer than 2 views, such as red-mug/v0" in caplog.text
+    assert "3 of 13 photos have fewer than 2 views, such as red-mug/v0: the same extraction.py" in caplog.text
     caplog.clear()
     gallery.load_gallery(folder, concepts, "normal", 5, seed=1)
     assert "views, such as" not in caplog.text.replace("have views of fewer", "")
-    with pytest.raises(UserError, match=r"no augmented views: run extraction\.py --variation augment"):
+    with pytest.raises(UserError, match=r"no augmented views: run extraction\.py --variation augment first"):
         gallery.load_gallery(folder, concepts[:1], "augment", 5, seed=1)
 
 
