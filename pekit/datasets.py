@@ -346,7 +346,7 @@ def query_photos(
     Photos of a concept without views cannot be judged as positives; they stay as negatives of the others.
 
     Raises:
-        UserError: the split or test split is not there, or a multi-concept folder names no known concept.
+        UserError: the split or test split is not there, or no folder in it has photos of known concepts.
     """
     folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
     if test_split:
@@ -364,8 +364,10 @@ def query_photos(
     folders = concept_folders(folder)
     _warn_of_stray(folder, folders)
     for own in folders:
+        # Elsewhere a part of a name is no category, so that `mug` or `my-mug-fake` may well be other things.
+        meant = resolve_name(own.name, concepts) if dataset == "this-is-my" else None
         for path in list_photos(own):
-            photos.append(_photo(path, data_folder, _shown(path, own.name, concepts)))
+            photos.append(_photo(path, data_folder, _shown(path, meant.key if meant else own.name, concepts)))
     if not photos:
         raise UserError(f"{folder} holds no photo in concept folders; check --split and --data_folder")
     return units, photos
@@ -379,30 +381,33 @@ def warn_of_unknown(photos: Iterable[Photo], concepts: Iterable[Concept]) -> Non
             log.warning("%s has no reference photos; its test photos count as negatives of the others", folder)
 
 
-def _shown(path: Path, folder: str, concepts: Sequence[Concept]) -> tuple[str, ...]:
+def _shown(path: Path, key: str, concepts: Sequence[Concept]) -> tuple[str, ...]:
     """The concepts a photo shows: its folder's, and the partner's where the name ends in ``_double.png``."""
     if path.name.lower().endswith("_double.png"):
         for pair in DOUBLES:
-            if without_category(folder) in pair:
-                partner = resolve_name(pair[1 - pair.index(without_category(folder))], concepts)
-                return (folder, partner.key) if partner else (folder,)
-    return (folder,)
+            if without_category(key) in pair:
+                partner = resolve_name(pair[1 - pair.index(without_category(key))], concepts)
+                return (key, partner.key) if partner else (key,)
+    return (key,)
 
 
 def _multi_concept_photos(
     data_folder: Path, folder: Path, concepts: Sequence[Concept]
 ) -> tuple[list[Unit], list[Photo]]:
-    units, photos = [], []
+    units, photos, strange = [], [], []
     for own in concept_folders(folder):
         parts = [resolve_name(part, concepts) for part in own.name.split("_and_")]
         keys = tuple(part.key for part in parts if part)
         if len(parts) < 2 or len(keys) < len(parts):
-            raise UserError(
-                f"{own}: its name does not read as A_and_B of the concepts in train "
-                f"({', '.join(concept.key for concept in concepts)}): rename it"
-            )
+            strange.append(own)
+            continue
         units.append(Unit(own.name, keys))
         photos += [_photo(path, data_folder, keys) for path in list_photos(own)]
+    told = f"does not read as A_and_B of the concepts in train ({', '.join(concept.key for concept in concepts)})"
+    if strange and not units:
+        raise UserError(f"{strange[0]}: its name {told}: rename it")
+    for own in strange:
+        log.warning("left out %s: its name %s", own, told)
     if not photos:
         raise UserError(f"{folder} holds no photo in folders named A_and_B; check --data_folder")
     return units, photos
@@ -478,7 +483,8 @@ def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
                     len(beside), folder, min(beside))  # fmt: skip
     for own in of_concepts:
         for below in own.iterdir():
-            if below.is_dir() and not below.name.startswith(".") and list_photos(below):
+            hidden = below.name.startswith(".") or below.name.lower() in NOT_CONCEPTS
+            if below.is_dir() and not hidden and list_photos(below):
                 log.warning("%s: photos in folders inside a concept's folder are not read", below)
 
 

@@ -145,7 +145,7 @@ class TestConcepts:
         write_yollava(tmp_path, ["toy-10", "toy-9", "ball"], train=1, test=1)
         assert [concept.key for concept in datasets.read_concepts(tmp_path, "yollava")] == ["ball", "toy-9", "toy-10"]
 
-    def test_folders_that_are_no_concepts(self, tmp_path: Path) -> None:
+    def test_folders_that_are_no_concepts(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_yollava(tmp_path, ["mug"], train=2, test=1)
         train = tmp_path / "YoLLaVA/train"
         write_photos(train / "mug/negative_example", ["1.png", "2.png"])
@@ -158,6 +158,7 @@ class TestConcepts:
         assert [concept.key for concept in concepts] == ["mug"]
         photos = datasets.reference_photos(tmp_path, "yollava", False, "train", concepts, 5)
         assert [photo.path.name for photo in photos] == ["0.png", "1.png"]
+        assert "are not read" not in caplog.text
 
     @pytest.mark.parametrize("inside", ["myvlm/data", "myvlm", "data", "."])
     def test_myvlm_wherever_its_folders_lie(self, tmp_path: Path, inside: str) -> None:
@@ -304,6 +305,49 @@ class TestQueryPhotos:
             pairs[1]: {"Casey-man", "Caseys boosted board-skateboard"},
         }
         assert [set(photo.concepts) for photo in photos] == [set(unit.concepts) for unit in units]
+
+    def test_a_test_folder_without_the_category_is_the_concepts(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        keys = ("Alexs hat-hat", "Reynards keyboard-keyboard", "Reynards work chair-chair")
+        write_this_is_my(tmp_path, keys, test=0)
+        positive = tmp_path / "This-is-My-Img/Single-concept/test/Positive"
+        write_photos(positive / "Alex's hat", ["1.png"])
+        write_photos(positive / "reynards keyboard", ["1.png", "2_double.png"])
+        write_photos(positive / "Alexs boat", ["1.png"])
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
+        assert {f"{photo.path.parent.name}/{photo.path.name}": photo.concepts for photo in photos} == {
+            "Alex's hat/1.png": keys[:1],
+            "Alexs boat/1.png": ("Alexs boat",),
+            "reynards keyboard/1.png": keys[1:2],
+            "reynards keyboard/2_double.png": keys[1:],
+        }
+        caplog.clear()
+        datasets.warn_of_unknown(photos, concepts)
+        assert [record.getMessage().split(" has ")[0] for record in caplog.records] == ["Alexs boat"]
+
+    def test_elsewhere_a_test_folder_of_almost_the_name_is_of_other_things(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["pig-cup"], test=1)
+        for other in ("pig", "pig-cup-fake"):
+            write_photos(tmp_path / "YoLLaVA/test" / other, ["0.png"])
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        _, photos = datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+        assert [photo.concepts for photo in photos] == [("pig",), ("pig-cup",), ("pig-cup-fake",)]
+
+    def test_a_folder_that_names_no_pair_is_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        pairs = ["Alex_and_Alexs hat", "Alex_and_Alexs boat", "unsorted"]
+        write_multi(tmp_path, ["Alex-woman", "Alexs hat-hat"], pairs, test=1)
+        concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        caplog.clear()
+        units, photos = datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+        assert [unit.name for unit in units] == pairs[:1]
+        assert [photo.path.parent.name for photo in photos] == pairs[:1]
+        folder = tmp_path / "This-is-My-Img/Multi-concept/test"
+        told = "its name does not read as A_and_B of the concepts in train (Alex-woman, Alexs hat-hat)"
+        assert {record.getMessage() for record in caplog.records} == {
+            f"left out {folder / name}: {told}" for name in pairs[1:]
+        }
 
     def test_a_pair_of_unknown_concepts(self, tmp_path: Path) -> None:
         write_multi(tmp_path, ["Alex-woman"], ["Alex_and_Alexs boat"])
