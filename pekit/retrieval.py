@@ -148,11 +148,12 @@ def detect(
     named, first, counts = np.unique(best.concepts[merged], return_index=True, return_counts=True)
     means = np.add.reduceat(scores[merged], first) / counts
     upper, lower = np.minimum.reduceat(boxes[merged, :2], first), np.maximum.reduceat(boxes[merged, 2:], first)
+    corners = np.concatenate([upper, lower], axis=1)
     found = [
-        Detection(keys[concept], float(mean), _relative(corners, size))
-        for concept, mean, corners in zip(named, means, np.concatenate([upper, lower], axis=1), strict=True)
+        Detection(keys[concept], float(mean), _relative(box, size))
+        for concept, mean, box in zip(named, means, corners, strict=True)
     ]
-    return drop_overlapping(found, box_overlap_thresh)
+    return drop_overlapping(found, corners.tolist(), box_overlap_thresh)
 
 
 def locate(best: Best, boxes: np.ndarray, column: int, key: str, size: int) -> Detection | None:
@@ -177,11 +178,18 @@ def _relative(corners: np.ndarray, size: int) -> tuple[float, float, float, floa
     return x0, y0, x1, y1
 
 
-def drop_overlapping(detections: list[Detection], box_overlap_thresh: float) -> list[Detection]:
+def drop_overlapping(
+    detections: list[Detection], boxes: Sequence[Sequence[int]], box_overlap_thresh: float
+) -> list[Detection]:
     """Of two detections that lie in each other, keep the one with the higher score.
 
     Two lie in each other when the larger share of one box inside the other, in per cent, exceeds
     ``box_overlap_thresh``; 100 keeps everything.
+
+    Args:
+        detections: N detections.
+        boxes: their corners in whole px, in which a share is exact.
+        box_overlap_thresh: per cent.
     """
     if box_overlap_thresh >= 100:
         return detections
@@ -191,15 +199,15 @@ def drop_overlapping(detections: list[Detection], box_overlap_thresh: float) -> 
         if i in dropped:
             continue
         for j in order[place + 1 :]:
-            if 100 * _share_inside(detections[i].box_xyxyn, detections[j].box_xyxyn) > box_overlap_thresh:
+            if _lie_in_each_other(boxes[i], boxes[j], box_overlap_thresh):
                 dropped.add(j)
     return [detection for i, detection in enumerate(detections) if i not in dropped]
 
 
-def _share_inside(a: Sequence[float], b: Sequence[float]) -> float:
-    """The intersection of two boxes as a share of the smaller one."""
+def _lie_in_each_other(a: Sequence[int], b: Sequence[int], percent: float) -> bool:
+    """Whether the intersection of two boxes is more than so much of the smaller one."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
-        return 0.0
-    return width * height / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+        return False
+    return 100 * width * height > percent * min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))

@@ -153,6 +153,12 @@ class TestShared:
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+def keys_kept(detections: list[Detection], percent: float) -> list[str]:
+    """Of detections whose corners are tenths, on a picture of 10 px."""
+    boxes = [[round(10 * corner) for corner in detection.box_xyxyn] for detection in detections]
+    return [d.concept for d in drop_overlapping(detections, boxes, percent)]
+
+
 class TestOverlap:
     big = detection("mug", 0.8, 0.0, 0.0, 0.8, 0.8)
     inside = detection("lamp", 0.9, 0.1, 0.1, 0.3, 0.3)  # all of it in big
@@ -169,17 +175,25 @@ class TestOverlap:
         ],
     )
     def test_the_higher_score_stays(self, percent: float, kept: list[str]) -> None:
-        found = drop_overlapping([self.big, self.inside, self.half], percent)
-        assert [d.concept for d in found] == kept
+        assert keys_kept([self.big, self.inside, self.half], percent) == kept
 
-    @pytest.mark.parametrize(("percent", "kept"), [(50.1, ["mug", "kite"]), (49.9, ["mug"])])
+    @pytest.mark.parametrize(("percent", "kept"), [(50.1, ["mug", "kite"]), (50, ["mug", "kite"]), (49.9, ["mug"])])
     def test_the_larger_share_of_the_two_decides(self, percent: float, kept: list[str]) -> None:
         # 0.02 of area in common: half of kite's 0.04, a thirty-second of mug's 0.64
-        assert [d.concept for d in drop_overlapping([self.big, self.half], percent)] == kept
+        assert keys_kept([self.big, self.half], percent) == kept
 
     def test_boxes_apart_or_touching_do_not_overlap(self) -> None:
         pair = [detection("mug", 0.8, 0, 0, 0.5, 0.5), detection("lamp", 0.9, 0.5, 0, 1, 0.5)]
-        assert drop_overlapping(pair, 0) == pair
+        assert keys_kept(pair, 0) == ["mug", "lamp"]
+
+    def test_a_share_of_exactly_the_limit_does_not_exceed_it(self) -> None:
+        best = best_of([0.9, 0], [0, 0.8])
+        for size in (224, 518):
+            for left in range(size - 20):  # the second begins 4 px before the first ends: 40 % of both
+                boxes = np.array([[left, 7, left + 10, 20], [left + 6, 7, left + 16, 20]])
+                assert len(detect(best, boxes, KEYS, 0.5, size, 40)) == 2
+                boxes[1, 0] -= 1
+                assert len(detect(best, boxes, KEYS, 0.5, size, 40)) == 1
 
     def test_detect_applies_it(self) -> None:
         best = best_of([0.9, 0], [0, 0.8])
