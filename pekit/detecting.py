@@ -276,6 +276,7 @@ def _outcome(record: dict) -> dict:
 
 
 def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
-    path = folder / "overlays" / f"{fitting(photo.name.replace('/', '__'))}.png"
-    path.parent.mkdir(exist_ok=True)
+    name = Path(photo.name)  # in folders as in the data, so that no two photos share a file
+    path = folder / "overlays" / name.parent / f"{fitting(name.name)}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     draw_boxes(open_image(photo.path, exif), [*map(Detection.from_json, detections)]).save(path)

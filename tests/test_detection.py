@@ -304,6 +304,15 @@ class TestResults:
         with Image.open(drawn[0]) as image:
             assert image.size == (80, 60)  # the photo's own size
 
+    def test_show_draws_each_photo_into_a_file_of_its_own(self, small: Path, models: Path, call: Callable) -> None:
+        test = small / "data/YoLLaVA/test"
+        for folder, name in (("a", "b__c.png"), ("a__b", "c.png"), ("a__b", "c.jpg")):
+            write_photos(test / folder, [name])
+        run = detect(call, small, models, "--show", "--limit", 3, "--detect_thresh", 0.5)
+        drawn = sorted(path.relative_to(run).as_posix() for path in run.rglob("*.png"))
+        own = "overlays/YoLLaVA/test"
+        assert drawn == [f"{own}/a/b__c.png.png", f"{own}/a__b/c.jpg.png", f"{own}/a__b/c.png.png"]
+
     def test_show_draws_turned_photos_turned(self, small: Path, models: Path, call: Callable) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
@@ -698,8 +707,8 @@ class TestGoingOn:
             stopped.setattr(detecting, "_show", stop)
             assert_ran(call(main, *run), 130)
         assert_ran(call(main, *run))
-        drawn = sorted(path.name for path in (run_folder(small / "r") / "overlays").iterdir())
-        assert drawn == [f"YoLLaVA__test__lamp__{n}.png.png" for n in (0, 1, 2)]
+        drawn = run_folder(small / "r") / "overlays/YoLLaVA/test/lamp"
+        assert sorted(path.name for path in drawn.iterdir()) == [f"{n}.png.png" for n in (0, 1, 2)]
 
     @pytest.mark.parametrize("content", ["", "{}", "[]"])
     def test_a_damaged_config_keeps_no_run_from_beginning(
@@ -732,7 +741,7 @@ class TestGoingOn:
         photo = small / f"data/YoLLaVA/test/{CONCEPTS[0]}/0.png"
         photo.rename(photo.with_name("n" * 246 + ".png"))
         folder = detect(call, small, models, "--show")
-        assert len(list((folder / "overlays").iterdir())) == 6
+        assert len(list((folder / "overlays").rglob("*.png"))) == 6
 
     def test_another_configuration_does_not_go_on(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)
