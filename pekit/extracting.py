@@ -17,10 +17,12 @@ from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
 from pekit.pictures import AUGMENTATION, Task
 from pekit.pipeline import Recognizer, extract_views
-from pekit.records import Concept, Photo, UserError
+from pekit.records import Concept, Photo, UserError, counted
 from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, view_file
 
 log = logging.getLogger(__name__)
+
+CHANGED, DAMAGED = "changed", "damaged"  # what may be wrong with a stored view
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ExtractionSettings:
         seed: of the augmentations and of ``shuffle``.
         shuffle: extract in a random order; the views are the same.
         overwrite: make views again that are there.
+        limit: how many photos the run was cut to; None for all of them.
     """
 
     folder: Path
@@ -46,6 +49,7 @@ class ExtractionSettings:
     seed: int
     shuffle: bool
     overwrite: bool
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def run_extraction(
 
     def make_room() -> None:
         """Only now, when what could be wrong with models and options has been found."""
+        if stored.difference:
+            log.info("removing the views of %s from %s", stored.difference, settings.folder)
         for path in stored.removed:
             path.unlink(missing_ok=True)
         if recognizer:
@@ -144,12 +150,14 @@ class Stored:
 
     Attributes:
         manifest: of the folder; None where there is none.
+        difference: how all of them were made differently, in words; None where they were not.
         removed: all, where they were made differently or their photos are gone; they go before others are made.
-        outdated: of photos that have changed; each stays until its successor is there.
+        outdated: of photos that have changed, or damaged; each stays until its successor is there.
         leftovers: of these the ones without a successor, with the name of the photo.
     """
 
     manifest: Manifest | None = None
+    difference: str | None = None
     removed: set[Path] = field(default_factory=set)
     outdated: set[Path] = field(default_factory=set)
     leftovers: dict[Path, str] = field(default_factory=dict)
@@ -159,7 +167,7 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
     """Find the stored views that must make room.
 
     Raises:
-        UserError: what is stored was made differently and is not to be overwritten.
+        UserError: what is stored was made differently and is not to be overwritten, or only a part would be made again.
     """
     folder = settings.folder
     stored = _stored_manifest(folder)
@@ -168,18 +176,22 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
             raise UserError(
                 f"{folder} holds views of {difference}: give another --features_folder, or --overwrite to replace them"
             )
-        log.info("removing the views of %s from %s", difference, folder)
-        return Stored(stored, removed=set(folder.glob("*/*.pt")))
+        if settings.limit:
+            raise UserError(
+                f"{folder} holds views of {difference}: --overwrite would remove them all and --limit make only a few "
+                "again; give another --features_folder to try something out, or leave out --limit"
+            )
+        return Stored(stored, difference, removed=set(folder.glob("*/*.pt")))
     sources = {photo.concepts[0]: photo.path.parent for photo in photos}
     views = {concept: stored_views(folder, concept) for concept in sources}
     there = {concept: {file.stem for file in source.iterdir()} for concept, source in sources.items()}
     gone = [(concept, *view) for concept, own in views.items() for view in own if view[0] not in there[concept]]
     if gone:
         log.warning(
-            "%d views are of photos that are no longer there, such as %s: %s",
-            len(gone),
+            "%s of photos that are no longer there, such as %s: %s",
+            counted(len(gone), "view"),
             view_file(folder, *gone[0]),
-            "removing them" if settings.overwrite else "they stay in use; remove them, or give --overwrite",
+            "they will be removed" if settings.overwrite else "they stay in use; remove them, or give --overwrite",
         )
     by_stem = {(photo.concepts[0], photo.path.stem): photo for photo in photos}
     present = [(by_stem[key, view[0]], view) for key, own in views.items() for view in own if (key, view[0]) in by_stem]
@@ -187,20 +199,17 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
         known = list(dict.fromkeys(photo for photo, _ in present))
         digests = dict(zip(known, readers.map(digest_if_readable, (photo.path for photo in known)), strict=True))
         files = [view_file(folder, photo.concepts[0], *view) for photo, view in present]
-        flags = readers.map(_is_outdated, files, (digests[photo] for photo, _ in present))
-        outdated = {
-            file: (photo, view[1]) for file, (photo, view), flag in zip(files, present, flags, strict=True) if flag
-        }
-    if outdated:
-        changed = list(dict.fromkeys(photo.name for photo, _ in outdated.values()))
-        log.warning(
-            "%d photos have changed since their views were made, such as %s: making their views anew",
-            len(changed),
-            changed[0],
-        )
+        faults = readers.map(_fault, files, (digests[photo] for photo, _ in present))
+        found = list(zip(files, present, faults, strict=True))
+    outdated = {file: (photo, view[1]) for file, (photo, view), fault in found if fault}
+    if changed := list(dict.fromkeys(photo.name for _, (photo, _), fault in found if fault == CHANGED)):
+        log.warning("%s changed after the views were made, such as %s: making the views anew",
+                    counted(len(changed), "photo"), changed[0])  # fmt: skip
+    if damaged := [file for file, _, fault in found if fault == DAMAGED]:
+        log.warning("%s could not be read, such as %s: each is made anew", counted(len(damaged), "view"), damaged[0])
     leftovers = {file: photo.name for file, (photo, number) in outdated.items() if number > settings.n_augment}
     removed = {view_file(folder, *view) for view in gone} if settings.overwrite else set()
-    return Stored(stored, removed, set(outdated), leftovers)
+    return Stored(stored, None, removed, set(outdated), leftovers)
 
 
 def _stored_manifest(folder: Path) -> Manifest | None:
@@ -220,19 +229,22 @@ def _difference(manifest: Manifest, stored: Manifest | None, folder: Path) -> st
     return replace(stored, n_augment=min(stored.n_augment, max(numbers))).difference(manifest)
 
 
-def _is_outdated(view: Path, digest: str) -> bool:
-    """Whether a view was not made from the photo of this digest, or cannot be read; never where there is no digest."""
+def _fault(view: Path, digest: str) -> str | None:
+    """Why a view is to be made anew: it was not made from the photo of this digest, or cannot be read.
+
+    None where nothing is wrong, and where there is no digest: that photo cannot be read.
+    """
     try:
-        return bool(digest) and load_view(view).photo_digest != digest
+        return CHANGED if digest and load_view(view).photo_digest != digest else None
     except UserError:
-        return True
+        return DAMAGED
 
 
 def _remove_leftovers(leftovers: dict[Path, str], failed: dict[str, str]) -> None:
     """Remove augmented views of what photos were before, now that there are new views of them."""
     if replaced := [view for view, photo in leftovers.items() if photo not in failed]:
-        log.info("removing %d augmented views of the photos that have changed: --variation augment makes them again",
-                 len(replaced))  # fmt: skip
+        log.info("removing %s: --variation augment makes such again",
+                 counted(len(replaced), "outdated augmented view"))  # fmt: skip
     for view in replaced:
         view.unlink(missing_ok=True)
 

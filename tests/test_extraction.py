@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ from PIL import Image
 from pekit import extracting
 from pekit.cli.extraction import main
 from pekit.pictures import augment
+from pekit.records import UserError
 from pekit.sample.models.features import WIDTH
+from pekit.views import read_manifest
 
 PROMPTS = {"pig-cup": "pig cup.", "lamp": "lamp.", "teddy-plush": "teddy plush."}
 
@@ -149,8 +152,20 @@ class TestManifest:
         result = call(main, *options(tmp_path, models), "--n_training_views", 1, "--overwrite")
         assert_ran(result)
         folder = tmp_path / "features/yollava/extracted_features"
+        assert f"removing the views of size 518, not 224 from {folder}" in result.stderr
         assert sorted(path.name for path in folder.glob("*/*.pt")) == ["0_0.pt"] * 3  # none of the old ones is left
         assert json.loads((folder / "manifest.json").read_text())["size"] == 224
+
+    def test_a_limit_does_not_cost_the_views_of_other_settings(self, box_run: Path) -> None:
+        folder = box_run / "features/yollava/extracted_features"
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        settings = extracting.ExtractionSettings(folder, "train", 0, False, 0, 42, False, overwrite=True, limit=1)
+        with pytest.raises(UserError, match="size 518, not 224: --overwrite would remove them all and --limit"):
+            extracting._look_through(replace(manifest, size=224), [], settings)
+        assert not extracting._look_through(manifest, [], settings).removed  # of these, one may be
+        whole = extracting._look_through(replace(manifest, size=224), [], replace(settings, limit=None))
+        assert whole.removed == set(folder.glob("*/*.pt"))
 
     def test_overwrite_removes_nothing_before_the_models_are_ready(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
@@ -160,6 +175,7 @@ class TestManifest:
         before = files_of(tmp_path / "features")
         result = call(main, *options(tmp_path, models), "--overwrite", "--dino_img_size", 225)
         assert_refused(result, "--dino_img_size", "225")
+        assert "removing" not in result.stderr
         assert_refused(call(main, *options(tmp_path, models), "--overwrite", "--device", "cuda:77"), "cuda:77")
         assert files_of(tmp_path / "features") == before
 
@@ -336,14 +352,16 @@ class TestReferencePhotosThatChange:
         os.utime(photo, (1e9, 1e9))
         result = call(main, *options(folder, models))  # its augmentations, too, are of the old photo
         assert_ran(result)
-        assert "1 photos have changed since their views were made, such as YoLLaVA/train/pig-cup/1.png" in result.stderr
+        said = "1 photo changed after the views were made, such as YoLLaVA/train/pig-cup/1.png: making the views anew"
+        assert said in result.stderr and "could not be read" not in result.stderr
+        assert "removing 2 outdated augmented views: --variation augment makes such again" in result.stderr
         assert "1 views made, 1 kept" in result.stdout
         after = files_of(views)
         assert sorted(after) == ["0_0.pt", "0_1.pt", "0_2.pt", "1_0.pt"]
         assert after["1_0.pt"] != before["1_0.pt"]
         os.utime(photo)
         again = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
-        assert "changed" not in again.stderr and "2 views made, 4 kept" in again.stdout
+        assert "anew" not in again.stderr and "2 views made, 4 kept" in again.stdout
 
     def test_one_that_cannot_be_read_keeps_its_views(self, folder: Path, models: Path, call: Callable) -> None:
         photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
@@ -398,7 +416,10 @@ class TestReferencePhotosThatChange:
         view = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}/0_0.pt"
         whole = view.read_bytes()
         view.write_bytes(whole[:100])
-        assert_ran(call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2))
+        result = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
+        assert_ran(result)
+        assert f"1 view could not be read, such as {view}: each is made anew" in result.stderr
+        assert "changed" not in result.stderr and "1 views made, 5 kept" in result.stdout
         assert stored(view)["img_path"] == "YoLLaVA/train/pig-cup/0.png"
 
     def test_one_that_is_removed(self, folder: Path, models: Path, call: Callable) -> None:
@@ -406,7 +427,7 @@ class TestReferencePhotosThatChange:
         (folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png").unlink()
         result = call(main, *options(folder, models))
         assert_ran(result)
-        assert "3 views are of photos that are no longer there" in result.stderr and "1_0.pt" in result.stderr
+        assert "3 views of photos that are no longer there" in result.stderr and "1_0.pt" in result.stderr
         assert len(list(views.iterdir())) == 6
         assert_ran(call(main, *options(folder, models), "--overwrite"))
         assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "0_2.pt"]
