@@ -11,7 +11,7 @@ import numpy as np
 
 from pekit import metrics, results
 from pekit.datasets import Unit
-from pekit.records import Photo, UserError
+from pekit.records import Photo, counted
 
 INVERTED_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
 
@@ -55,7 +55,7 @@ def write_results(
     settings: DetectionSettings,
     folder: Path,
 ) -> list[str]:
-    """Write what came of all photos, and remove the part files of the run.
+    """Write what came of all photos, and remove the part files of the run; where none could be read, only say so.
 
     Args:
         done: photo -> the concepts found at each threshold ("found").
@@ -67,13 +67,11 @@ def write_results(
 
     Returns:
         A printable table per threshold.
-
-    Raises:
-        UserError: no photo could be read.
     """
     read = [photo for photo in photos if photo.name not in failed]
     if not read:
-        raise UserError(f"none of the {len(photos)} photos could be read, such as {next(iter(failed.values()))}")
+        # Part files and no summary: the same command goes on with this run, as when a drive is there again.
+        return [f"none of {counted(len(photos), 'photo')} could be read, such as {next(iter(failed.values()))}"]
     tables = []
     with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as records:
         for threshold in settings.thresholds:
@@ -196,7 +194,7 @@ def _table(
     names = list(measured.values)
     titles = [name.replace("_", " ").replace("neg ", "neg. ") for name in names]
     width = max([len(unit.name) for unit in units] + [len("mean without NaN")])
-    lines = [f"{settings.name}, {settings.variation}, threshold {threshold}, {photos} photos"]
+    lines = [f"{settings.name}, {settings.variation}, threshold {threshold}, {counted(photos, 'photo')}"]
     if settings.test_split in INVERTED_SPLITS:
         lines[0] += " (each value is 1 - x)"
     lines.append("  ".join([f"{'':{width}}", *(f"{title:>14}" for title in titles), "   gt  detected  correct"]))

@@ -623,8 +623,17 @@ class TestPhotosThatCannotBeRead:
     def test_none_can_be_read(self, small: Path, models: Path, call: Callable) -> None:
         for path in (small / "data/YoLLaVA/test").rglob("*.png"):
             path.write_bytes(b"no image")
-        result = call(main, *common(small, models), "--save_folder", small / "r")
-        assert_refused(result, "none of the 6 photos")
+        for options, count in (((), "6 photos"), (("--limit", 1), "1 photo")):
+            run = (*common(small, models), "--save_folder", small / f"r{count}", *options)
+            for _ in range(2):  # the same run goes on
+                result = call(main, *run)
+                assert_ran(result, 1)
+                assert (
+                    f"none of {count} could be read, such as {small / 'data/YoLLaVA/test/lamp/0.png'}" in result.stdout
+                )
+                assert f"{count[0]} of {count[0]} photos could not be read" in result.stdout
+                folder = run_folder(small / f"r{count}")
+                assert not list(folder.parents[1].rglob("*.npy")) and not (folder / "summary.json").exists()
 
 
 class TestGoingOn:
