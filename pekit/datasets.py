@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pekit.records import Concept, Photo, PhotoError, UserError
+from pekit.records import Concept, Photo, PhotoError, UserError, counted
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +141,10 @@ def _in_published_order(folders: list[str], dataset: str, multi_concept: bool) -
     missing = [name for i, name in enumerate(names) if i not in found]
     if not known:
         log.warning(
-            "%s: none of the %d published concepts is here; taking the %d folders found: %s",
+            "%s: none of the %d published concepts is here; taking what is found, %s: %s",
             dataset,
             len(names),
-            len(extra),
+            counted(len(extra), "folder"),
             ", ".join(extra),
         )
     elif missing or extra:
@@ -315,7 +315,8 @@ def reference_photos(
         if not own:
             raise UserError(f"{folder / concept.key} holds no photo: add reference photos or remove the folder")
         if len(own) < n_training_views:
-            log.warning("%s has %d photos, fewer than the %d views asked for", concept.key, len(own), n_training_views)
+            log.warning("%s has %s, fewer than the %d views asked for",
+                        concept.key, counted(len(own), "photo"), n_training_views)  # fmt: skip
         photos += [_photo(path, data_folder, (concept.key,)) for path in own[:n_training_views]]
     return photos
 
@@ -479,8 +480,8 @@ def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
     """Say where photos lie beside or below the folders that they are read from."""
     beside = [file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     if beside:
-        log.warning("%d photos lie directly in %s, such as %s: only those in its folders are read",
-                    len(beside), folder, min(beside))  # fmt: skip
+        log.warning("%s directly in %s, such as %s: only those in its folders are read",
+                    counted(len(beside), "photo"), folder, min(beside))  # fmt: skip
     for own in of_concepts:
         for below in own.iterdir():
             hidden = below.name.startswith(".") or below.name.lower() in NOT_CONCEPTS

@@ -27,7 +27,7 @@ from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
-from pekit.records import Concept, Detection, Gallery, Photo, UserError
+from pekit.records import Concept, Detection, Gallery, Photo, UserError, counted
 from pekit.retrieval import detect
 from pekit.views import read_manifest
 
@@ -168,14 +168,15 @@ def without_references(photos: Sequence[Photo], gallery: Gallery) -> list[Photo]
     there = {(photo.concepts[0], photo.path.stem) for photo in photos}
     if gone := [(key, stem) for key, own in stems.items() for stem in own if (key, stem) not in there]:
         log.warning(
-            "%d views in use are of photos that are not there, such as %s of %s: if they were renamed, they are "
-            "compared with themselves; run extraction.py again",
-            len(gone),
+            "%s in use of photos that are not there, such as %s of %s: if they were renamed, they are compared with "
+            "themselves; run extraction.py again",
+            counted(len(gone), "view"),
             *reversed(gone[0]),
         )
     if not kept:
         raise UserError(
-            f"all {len(photos)} photos are reference photos: give a smaller --n_training_views, or add photos"
+            f"no photo is left beside the reference photos ({counted(len(photos), 'photo')}): give a smaller "
+            "--n_training_views, or add photos"
         )
     return kept
 

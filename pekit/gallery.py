@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from pekit.datasets import natural_key
 from pekit.files import replacing
-from pekit.records import Concept, Gallery, UserError
+from pekit.records import Concept, Gallery, UserError, counted
 from pekit.views import MANIFEST, load_view, split_name, view_name
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ def digests(gallery: Gallery) -> dict[str, str]:
 def _warn_of_few(photos: dict[str, int], n_views: int) -> None:
     """Say how many concepts have fewer photos than asked for."""
     if few := [key for key, count in photos.items() if count < n_views]:
-        log.warning("%d concepts have views of fewer than %d photos, such as %s", len(few), n_views, few[0])
+        log.warning("%s with views of fewer than %s, such as %s",
+                    counted(len(few), "concept"), counted(n_views, "photo"), few[0])  # fmt: skip
 
 
 def _check_augmentations(files: Sequence[str], folder: Path) -> None:

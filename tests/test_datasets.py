@@ -230,8 +230,17 @@ class TestReferencePhotos:
             caplog.clear()
             assert [photo.path.name for photo in read()] == ["0.png"]
             folder = data / "YoLLaVA" / split
-            assert f"2 photos lie directly in {folder}, such as a.JPG" in caplog.text
+            assert f"2 photos directly in {folder}, such as a.JPG" in caplog.text
             assert f"{folder / 'lamp/more'}: photos in folders inside" in caplog.text
+
+    def test_one_photo_is_no_photos(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        data = write_yollava(tmp_path, ["lamp"], train=1, test=1)
+        write_photos(data / "YoLLaVA/train", ["b.png"])
+        concepts = datasets.read_concepts(data, "yollava")
+        datasets.reference_photos(data, "yollava", False, "train", concepts, 2)
+        assert "taking what is found, 1 folder: lamp" in caplog.text
+        assert f"1 photo directly in {data / 'YoLLaVA/train'}" in caplog.text
+        assert "lamp has 1 photo, fewer than the 2 views asked for" in caplog.text
 
     def test_a_concept_without_a_photo(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], train=1)

@@ -235,7 +235,7 @@ def test_few_views_are_told_once(stored, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         gallery.load_gallery(folder, concepts, "normal", 5, seed=0)
     assert [r.message for r in caplog.records if "fewer" in r.message] == [
-        "1 concepts have views of fewer than 5 photos, such as red-mug"
+        "1 concept with views of fewer than 5 photos, such as red-mug"
     ]
 
 
