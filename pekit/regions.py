@@ -116,7 +116,7 @@ class Segmenter:
         boxes = torch.from_numpy(boxes_xyxy).to(self.device, torch.float32) * (side / self._size)
         output = self.model(
             pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True),
-            input_boxes=boxes[:, None].to(self.dtype),
+            input_boxes=boxes[:, None],  # in fp32: the model scales them to [0, 1] before it takes them to 16 bits
             multimask_output=True,
         )
         best = output.iou_scores[:, 0].argmax(-1)
