@@ -114,16 +114,17 @@ def split_source(source: str, option: str) -> tuple[str, str]:
     return name, revision
 
 
-def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> Checkpoint:
+def find_checkpoint(source: str, option: str, model_types: tuple[str, ...] = (), **options: Any) -> Checkpoint:
     """Find a checkpoint and read its configuration.
 
     Args:
         source: hub id, ``id@revision``, or a folder written by ``save_pretrained``.
         option: the option it came from, for messages.
-        model_types: architectures that fit, as ``config.json`` names them.
+        model_types: architectures that fit, as ``config.json`` names them; empty where any does.
+        options: more of those of ``AutoConfig.from_pretrained``.
 
     Raises:
-        UserError: no such folder, no such checkpoint, no network, or another architecture.
+        UserError: no such folder, no such checkpoint, no network, or an architecture that is unknown or does not fit.
     """
     name, revision = split_source(source, option)
     local = Path(name).is_dir()
@@ -132,8 +133,8 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...]) -> C
     with _explained(option, source):
         if not local:
             _ask_once(name, revision or "main")
-        config = AutoConfig.from_pretrained(name, revision=revision or "main")
-    if config.model_type not in model_types:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
+    if model_types and config.model_type not in model_types:
         raise UserError(
             f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}"
         )

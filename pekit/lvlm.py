@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SERVED = "openai:"
 IMAGE = object()  # the photo's place in a prompt
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # where replies begin and end
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,17 @@ def open_lvlm(settings: LvlmSettings) -> Lvlm:
     return ServedLvlm(settings) if settings.served else LocalLvlm(settings)
 
 
-def native_port(name: str) -> str:
-    """The checkpoint that holds a model in transformers' own format: InternVL3's are beside the original ones."""
+def native_port(source: str) -> str:
+    """The checkpoint that holds a model in transformers' own format: InternVL3's are beside the original ones.
+
+    Args:
+        source: hub id or ``id@revision``; anything else comes back as it is.
+    """
+    name, at, revision = source.partition("@")
     match = re.fullmatch(r"OpenGVLab/InternVL3(_5)?-[\w.-]+?", name)
     if not match or name.lower().endswith("-hf"):
-        return name
-    return name + ("-HF" if match[1] else "-hf")
+        return source
+    return name + ("-HF" if match[1] else "-hf") + at + revision
 
 
 def wrap(prompt: str, style: str, with_image: bool, line_break: str = "\n") -> list:
@@ -137,31 +143,30 @@ class LocalLvlm(Lvlm):
     """Any image-text-to-text model of transformers, through its own processor and chat template; greedy.
 
     Raises:
-        UserError: the checkpoint is not there or has no chat template.
+        UserError: the checkpoint is not there, its architecture is unknown, it takes no images or has no chat template.
     """
 
     def __init__(self, settings: LvlmSettings) -> None:
-        from transformers import AutoConfig, AutoProcessor
+        from transformers import AutoProcessor
 
-        from pekit.hub import Checkpoint, split_source
+        from pekit.hub import find_checkpoint
 
-        name, revision = split_source(settings.source, "--vlm_model")
-        if not settings.trust_remote_code and native_port(name) != name:
-            log.info("%s is read from its native port %s", name, native_port(name))
-            name = native_port(name)
-        self._trust = {"trust_remote_code": settings.trust_remote_code}
-        checkpoint = Checkpoint("--vlm_model", settings.source, name, revision or None, None)
-        config = checkpoint.part(AutoConfig, **self._trust)
-        commit = getattr(config, "_commit_hash", None) or checkpoint.revision
-        self._checkpoint = replace(checkpoint, revision=commit, config=config)
+        source = settings.source if settings.trust_remote_code else native_port(settings.source)
+        if source != settings.source:
+            log.info("%s is read from its native port %s", settings.source, source)
+        self._trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+        found = find_checkpoint(source, "--vlm_model", **self._trust)
+        self._checkpoint = replace(found, source=settings.source)
         self._processor = self._checkpoint.part(AutoProcessor, **self._trust)
+        if not hasattr(self._processor, "image_processor"):  # of a language model it is a tokenizer
+            raise UserError(f"--vlm_model {settings.source} takes no images: give a vision-language model")
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"--vlm_model {settings.source} has no chat template: give an instruction-tuned model")
         self._slow_images()
         self._processor.tokenizer.padding_side = "left"
         if self._processor.tokenizer.pad_token is None:
             self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
-        self._style = settings.prompt_style or ("released" if "internvl" in config.model_type else "plain")
+        self._style = settings.prompt_style or ("released" if "internvl" in found.config.model_type else "plain")
         self._line_break = "" if self._template_breaks_line() else "\n"
         self._batch_size, self._settings = settings.batch_size or 8, settings
         self._model: Any = None
@@ -170,10 +175,10 @@ class LocalLvlm(Lvlm):
         """Read the weights.
 
         Raises:
-            UserError: weights are missing or damaged, the model takes no images, a device is not on this machine, or
-                the GPUs named do not hold the model.
+            UserError: weights are missing or damaged, the architecture is of another kind, a device is not on this
+                machine, or the GPUs named do not hold the model.
         """
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText, GenerationConfig
 
         options = {**placement(self._settings), **self._trust}
         self._model = self._checkpoint.load(AutoModelForImageTextToText, **options)
@@ -182,13 +187,15 @@ class LocalLvlm(Lvlm):
                 f"--vlm_model {self._settings.source} does not fit in the memory of --device_ids "
                 f"{','.join(map(str, self._settings.device_ids))}: name more GPUs, or a smaller model"
             )
+        # What else a checkpoint's generation_config.json asks for, such as a penalty on words said before, would make
+        # other than the likeliest word win; generate() falls back on it for all that is not spelled out.
+        own = self._model.generation_config
+        self._model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in TOKEN_IDS})
 
     def _slow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""
         from transformers import AutoImageProcessor
 
-        if not hasattr(self._processor, "image_processor"):
-            return
         try:
             self._processor.image_processor = self._checkpoint.part(AutoImageProcessor, backend="pil", **self._trust)
         except (ImportError, UserError):
@@ -254,10 +261,6 @@ class LocalLvlm(Lvlm):
                 **inputs,
                 max_new_tokens=self._settings.max_new_tokens,
                 do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 pad_token_id=self._processor.tokenizer.pad_token_id,
             )
         texts = self._processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

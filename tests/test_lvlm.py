@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from vqa_fixtures import (
 from pekit.chat import Patience, concurrently, host_of
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
-from pekit.sample.models.lvlm import IMAGE_SIZE
+from pekit.sample.models.lvlm import IMAGE_SIZE, build_tokenizer
 
 QUICK = Patience(attempts=3, first_wait=0.01, timeout=5)
 PROMPTS = ["What colour is it?", "Is the thing in the blue box on the left side? A.yes or B.no", "Why?"]
@@ -104,6 +105,70 @@ def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.M
         with pytest.raises(UserError, match="--vlm_model OpenGVLab/InternVL3-14B"):
             LocalLvlm(LvlmSettings("OpenGVLab/InternVL3-14B", device="cpu", trust_remote_code=trusted))
     assert asked == ["OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-14B"]
+
+
+def test_without_network_it_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library would repeat its request for half a minute."""
+    from transformers import AutoConfig
+
+    def nobody(*args: Any, **options: Any) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr("pekit.hub.get_hf_file_metadata", nobody)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: pytest.fail("asked again"))
+    with pytest.raises(UserError, match=r"OpenGVLab/InternVL3-14B.*no answer from the hub.*give the folder"):
+        open_lvlm(LvlmSettings("OpenGVLab/InternVL3-14B", device="cpu"))
+
+
+def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
+    internvl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands in for the hub, whose answer names the commit."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
+    asked = []
+
+    def stand_in(auto_class: Any) -> None:
+        whole = auto_class.from_pretrained
+
+        def from_pretrained(name: str, revision: str = "main", **options: Any) -> Any:
+            if str(name) != str(internvl):  # not what the library reads on its own
+                asked.append((auto_class, name, revision, options["trust_remote_code"]))
+            found = whole(internvl, **options)
+            if auto_class is AutoConfig:
+                found._commit_hash = "c0ffee"
+            return found
+
+        monkeypatch.setattr(auto_class, "from_pretrained", from_pretrained)
+
+    for auto_class in (AutoConfig, AutoProcessor, AutoImageProcessor):
+        stand_in(auto_class)
+    monkeypatch.setattr("pekit.hub._fetched", lambda name, revision: internvl)
+    source, port = "OpenGVLab/InternVL3-1B@v1", "OpenGVLab/InternVL3-1B-hf"
+    for trusted, name in ((False, port), (True, "OpenGVLab/InternVL3-1B")):
+        asked.clear()
+        described = LocalLvlm(LvlmSettings(source, device="cpu", trust_remote_code=trusted))._checkpoint.described()
+        assert asked == [
+            (AutoConfig, name, "v1", trusted),
+            (AutoProcessor, name, "c0ffee", trusted),
+            (AutoImageProcessor, name, "c0ffee", trusted),
+        ]
+        assert (described.source, described.name, described.revision) == (source, name, "c0ffee")
+
+
+def test_what_is_no_vision_language_model_is_named(internvl: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "language"
+    build_tokenizer().save_pretrained(folder)
+    shutil.copy(internvl / "chat_template.jinja", folder)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UserError, match=r"--vlm_model .*language takes no images: give a vision-language model"):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu"))
+    (folder / "config.json").write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(UserError, match=r"--vlm_model .*unheard-of"):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu"))
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"--vlm_model .*language has no config.json"):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu"))
 
 
 # --- local models ---
@@ -198,6 +263,38 @@ def test_batched_replies_are_the_greedy_ones(internvl: Path) -> None:
     lvlm = loaded(internvl, batch_size=3, max_new_tokens=5)
     requests = photo_requests()
     assert replies(lvlm, requests) == [slow_reply(lvlm, request, 5) for request in requests]
+
+
+def test_replies_are_greedy_whatever_the_checkpoint_asks_for(internvl: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "penalising"
+    shutil.copytree(internvl, folder)
+    file = folder / "generation_config.json"
+    stated = json.loads(file.read_text())
+    sampling = {"do_sample": True, "temperature": 5.0, "top_k": 3, "num_beams": 3, "min_new_tokens": 8}
+    file.write_text(json.dumps({**stated, **sampling, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1}))
+    lvlm = loaded(folder, batch_size=3, max_new_tokens=8)
+    requests = photo_requests()
+    greedy = [slow_reply(lvlm, request, 8) for request in requests]
+    assert any(len(set(reply.split())) < len(reply.split()) for reply in greedy)  # which a penalty would prevent
+    assert replies(lvlm, requests) == greedy
+
+
+def test_a_reply_ends_where_the_checkpoint_says_replies_end(
+    internvl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvlm, request = loaded(internvl, max_new_tokens=8), photo_requests()[0]
+    made: list[torch.Tensor] = []
+    generate = lvlm._model.generate
+    monkeypatch.setattr(lvlm._model, "generate", lambda **inputs: made.append(generate(**inputs)) or made[0])
+    [whole] = replies(lvlm, [request])
+    first = int(made[0][0, -8])
+    folder = tmp_path / "ending"
+    shutil.copytree(internvl, folder)
+    file = folder / "generation_config.json"
+    stated = json.loads(file.read_text())
+    file.write_text(json.dumps({**stated, "eos_token_id": [stated["eos_token_id"], first]}))
+    [cut] = replies(loaded(folder, max_new_tokens=8), [request])
+    assert cut == lvlm._processor.tokenizer.decode([first]).strip() != whole
 
 
 def test_with_and_without_photos_in_one_batch(internvl: Path) -> None:
