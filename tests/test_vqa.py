@@ -318,6 +318,18 @@ def test_text_only(ask: Call, tmp_path: Path) -> None:
     assert aided["correct"] is True and alone["variant"] == "baseline"
 
 
+def test_of_a_pair_both_descriptions_are_told(ask: Call, tmp_path: Path) -> None:
+    file = write_json(tmp_path / "pair.json", {"Casey_Alexs hat": {"0": {"question": "Who?", "answer": "Casey"}}})
+    told = write_json(tmp_path / "told.json", {"Alexs hat": "A straw hat.", "Casey": "A tall man."})
+    run = ("--dataset", "this-is-my", "--multi_concept", "--task", "tqa", "--json_path", file, "--descriptions", told)
+    with ChatServer(lambda body, n: "Casey") as server:
+        assert_ran(ask(*run, *served(server), "--grader", "exact"))
+        assert [prompt_of(body) for body in server.bodies] == [
+            'This is a description of "Casey and Alex\'s hat": A tall man. A straw hat.\n'
+            "Answer the following question: Who?"
+        ]
+
+
 def test_text_only_questions_are_told_apart_without_a_photo(ask: Call, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: (503, "busy")) as server:
         result = ask("--dataset", "yollava", "--task", "tqa", *served(server), "--with_baseline")
@@ -428,6 +440,45 @@ def test_threshold_leaves_concepts_out_and_says_so(ask: Call, tmp_path: Path) ->
     assert record["prompt"] == "What colour is pig-cup? A.red or B.blue"
     assert summary(run)["regions_not_found"] == 1
     assert "Not found: pig-cup" in (run / "results_vqa.txt").read_text()
+
+
+def test_a_region_must_exceed_the_threshold(ask: Call, tmp_path: Path) -> None:
+    run = ("--dataset", "yollava", "--limit", 1)
+    with ChatServer(lambda body, n: "B") as server:
+
+        def regions(folder: str, *options: object) -> list[dict]:
+            assert_ran(ask(*run, *served(server), *options, "--save_folder", tmp_path / folder))
+            return records(only_run(tmp_path / folder))[0]["regions"]
+
+        [best] = regions("without")
+        assert regions("at", "--detect_thresh", repr(best["score"])) == []
+        assert regions("below", "--detect_thresh", repr(float(np.nextafter(best["score"], -1)))) == [best]
+
+
+def test_a_turned_photo_is_shown_turned_and_outlined_where_the_concept_is(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    path = tmp_path / "data/YoLLaVA/test/pig-cup/0.png"
+    photo = Image.open(path).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown right is a quarter turn clockwise
+    photo.save(path, exif=exif)
+    nowhere["0.png"] = [Detection("pig-cup", 0.9, HERE)]
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--limit", 1)
+    with ChatServer(lambda body, n: "B") as server:
+        for turned in ("True", "False"):
+            assert_ran(ask(*run, *served(server), "--exif", turned, "--save_folder", tmp_path / turned))
+        sent = [images_of(body)[0].partition(",")[2] for body in server.bodies]
+    as_stored = np.asarray(photo)
+    for content, expected in zip(sent, (np.rot90(as_stored, -1), as_stored), strict=True):
+        height, width = expected.shape[:2]
+        x0, y0, x1, y1 = (round(share * side) for share, side in zip(HERE, (width, height) * 2, strict=True))
+        outlined = expected.copy()
+        outlined[y0 : y1 + 1, x0 : x1 + 1] = (0, 0, 255)
+        inner = slice(y0 + 10, y1 - 9), slice(x0 + 10, x1 - 9)
+        outlined[inner] = expected[inner]
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), outlined)
 
 
 # --- results -------------------------------------------------------------------------------------------------------
@@ -791,6 +842,13 @@ def test_resume_refuses_other_views_and_descriptions(ask: Call, nowhere: dict, w
         assert_refused(ask("--resume", shown, *run), "another set of views")
         assert_refused(ask("--resume", read), "another set of questions or descriptions")
         assert len(server.bodies) == asked
+
+
+def test_resume_refuses_photos_turned_otherwise(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+        assert_refused(ask("--resume", only_run(tmp_path / "results"), "--exif", "True"), "with another exif")
+        assert len(server.bodies) == 3
 
 
 def test_the_judge_is_in_the_results_and_its_key_is_not(ask: Call, nowhere: dict, tmp_path: Path) -> None:
