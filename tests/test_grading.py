@@ -21,6 +21,7 @@ from pekit.grading import (
     strict_letter,
 )
 from pekit.records import UserError
+from pekit.vqa_results import tally
 
 QUICK = Patience(attempts=4, first_wait=0.01, timeout=5)
 
@@ -115,6 +116,14 @@ def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it()
     assert graded.verdict and graded.verdict.correct is False and graded.verdict.letter == ""
 
 
+def test_readings_differ_by_their_letters_right_or_wrong() -> None:
+    options = {"A": "red", "B": "blue", "C": "green"}
+    answers = [answered(reply, "C", options) for reply in ("Actually, it is B", "A", "Actually, it is C", "C")]
+    counts = tally(list(grade(answers, "none", None)))
+    # released: A, A, A, C; strict: B, A, C, C
+    assert (counts["overall"]["correct"], counts["strict"]["correct"], counts["strict"]["differ"]) == (1, 2, 2)
+
+
 # --- exact ---
 
 
@@ -188,6 +197,18 @@ def test_what_the_judge_is_asked(tmp_path: Path) -> None:
     ]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0, 5)
     assert server.keys == [f"Bearer {SECRET}"] and server.paths == ["/v1/chat/completions"]
+
+
+def test_the_judge_reads_key_and_reply_as_they_are_written(tmp_path: Path) -> None:
+    """Case may tell one meaning from another."""
+    with ChatServer(lambda body, n: "Yes" if "Prediction: The US" in prompt_of(body) else "No") as server:
+        judge = judge_at(server, tmp_path)
+        graded = list(grade([answered(reply, "In the US") for reply in ("The US", "The us")], "gpt", judge))
+    verdicts = {answer.reply: answer.verdict.correct for answer in graded if answer.verdict}
+    assert verdicts == {"The US": True, "The us": False}
+    assert {prompt_of(body) for body in server.bodies} == {
+        f"Question: What is it?\nCorrect answer: In the US\nPrediction: {reply}" for reply in ("The US", "The us")
+    }
 
 
 @pytest.mark.parametrize(
