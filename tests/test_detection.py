@@ -43,9 +43,10 @@ from PIL import Image
 from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
+from pekit.datasets import concept_of_folder
 from pekit.features import PatchFeatures
 from pekit.pipeline import Matches
-from pekit.records import Photo, Regions
+from pekit.records import Gallery, Photo, Regions
 
 HALF = ("float32", "bfloat16")
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
@@ -482,6 +483,18 @@ class TestMyvlm:
         stems = [Path(record["photo"]).stem for record in lines(run_dir / "predictions.jsonl")]
         assert len(used) == 2 and len(stems) == 8 and not used & set(stems)
 
+    def test_a_reference_photo_of_one_concept_leaves_those_named_alike_of_others(self) -> None:
+        keys = ("red_chicken", "bull")
+        concepts = tuple(concept_of_folder("myvlm", key) for key in keys)
+        files = ("red_chicken/1_0.pt", "red_chicken/1_3.pt", "bull/2_0.pt")
+        gallery = Gallery(concepts, np.ones((2, 2, 3)), np.ones((2, 2), dtype=bool), files)
+        photos = [Photo(Path(f"data/{key}/{n}.jpg"), f"data/{key}/{n}.jpg", (key,)) for key in keys for n in (1, 2, 3)]
+        kept = detecting.without_references(photos, gallery)
+        assert [photo.name.removeprefix("data/") for photo in kept] == [
+            *("red_chicken/2.jpg", "red_chicken/3.jpg"),
+            *("bull/1.jpg", "bull/3.jpg"),
+        ]
+
     def test_nothing_left_to_test_on(self, models: Path, tmp_path: Path, call: Callable) -> None:
         write_myvlm(tmp_path / "data", ["bull"], photos=1)
         run = common(tmp_path, models, "myvlm")
@@ -759,6 +772,16 @@ class TestGoingOn:
         run = (*common(small, models), "--limit", 2, "--save_folder", results)
         assert_ran(call(main, *run, "--detect_thresh", 0.6))
         assert len(list((results / "runs").iterdir())) == 2
+
+    def test_photos_turned_otherwise_are_another_run(self, small: Path, models: Path, call: Callable) -> None:
+        folder = detect(call, small, models, "--limit", 2)
+        (folder / "summary.json").unlink()  # as if it had been interrupted
+        results = folder.parents[1]
+        run = (*common(small, models), "--limit", 2, "--save_folder", results)
+        assert_ran(call(main, *run, "--exif", "True"))
+        assert len(list((results / "runs").iterdir())) == 2
+        assert_ran(call(main, *run, "--exif", "False"))
+        assert len(list((results / "runs").iterdir())) == 2  # the interrupted one went on
 
 
 CHECKPOINTS = ROOT / "pekit/sample/checkpoints"
