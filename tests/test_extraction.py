@@ -37,6 +37,7 @@ from pekit import extracting
 from pekit.cli.extraction import main
 from pekit.pictures import augment
 from pekit.records import UserError
+from pekit.regions import Segmenter
 from pekit.sample.models.features import WIDTH
 from pekit.views import read_manifest
 
@@ -441,6 +442,12 @@ class TestReferencePhotosThatChange:
         assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "1_0.pt", "1_1.pt"]
         assert "0 views made, 4 kept" in call(main, *run).stdout
 
+    def test_those_of_another_number_format(self, folder: Path, models: Path, call: Callable) -> None:
+        run = options(folder, models)
+        before = files_of(folder / "features")
+        assert_refused(call(main, *run, "--dtype", "bfloat16"), "dtype float32, not bfloat16", "--overwrite")
+        assert files_of(folder / "features") == before
+
     def test_those_of_another_split(self, folder: Path, models: Path, call: Callable) -> None:
         before = files_of(folder / "features")
         assert_refused(call(main, *options(folder, models), "--split", "test"), "split train, not test")
@@ -515,6 +522,20 @@ class TestOtherLayouts:
         content = stored(tmp_path / "features/myvlm/extracted_features/gsam/red_chicken/red_chicken_1_0.pt")
         assert content["dino_obj_features"].shape == (0, WIDTH)
         assert "red_chicken_1" in result.stderr and "no patch" in result.stderr
+
+    def test_a_mask_of_just_the_area_asked_for_is_kept(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        masks = np.zeros((2, 224, 224), dtype=bool)
+        masks[:, :40, :50] = True  # 2000 px
+        masks[1, 39, 49] = False  # not a pixel that a patch is read from
+        cut = iter(masks)
+        monkeypatch.setattr(Segmenter, "cut", lambda self, pixels, boxes: np.stack([next(cut) for _ in boxes]))
+        write_photos(tmp_path / "data/myvlm/data/red_chicken", ["1.jpg", "2.jpg"])
+        assert_ran(call(main, *options(tmp_path, models, "myvlm"), "--grounding_sam", "--min_mask_area", 2000))
+        folder = tmp_path / "features/myvlm/extracted_features/gsam/red_chicken"
+        # rows 0, 14, 28 and columns 0, 14, 28, 42 of the one; nothing of the other
+        assert [len(stored(folder / f"{n}_0.pt")["dino_obj_features"]) for n in (1, 2)] == [12, 0]
 
 
 class TestModelsThatCannotBeUsed:
