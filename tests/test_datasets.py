@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import struct
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 
@@ -363,6 +364,14 @@ class TestQueryPhotos:
         concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
         with pytest.raises(UserError, match="Alex_and_Alexs boat"):
             datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+
+    @pytest.mark.parametrize("name", ["Alex", "Alex_and_Nobody"])
+    def test_a_folder_that_names_one_concept_is_no_unit(self, tmp_path: Path, name: str) -> None:
+        write_multi(tmp_path, ["Alex-woman", "Alexs hat-hat"], ["Alex_and_Alexs hat", name], test=1)
+        concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        with suppress(UserError):  # refusing it is as good
+            units, _ = datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+            assert [unit.name for unit in units] == ["Alex_and_Alexs hat"]
 
 
 class TestOpenImage:

@@ -79,3 +79,13 @@ def test_the_hubs_own_cache_without_network(published: Path, weights: str, tmp_p
     )
     # Where they cannot be had, loading says so; a run that has nothing left to do needs none.
     assert result.stdout.strip() == (hub.fingerprint(published) if weights else ""), result.stderr
+
+
+def test_a_fingerprint_is_of_the_configuration_too(models: Path, tmp_path: Path) -> None:
+    """The same weights with another activation function, say, are another model."""
+    folder = tmp_path / "copy"
+    shutil.copytree(models / "features", folder)
+    assert hub.fingerprint(folder) == hub.fingerprint(models / "features")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert hub.fingerprint(folder) != hub.fingerprint(models / "features")

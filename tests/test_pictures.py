@@ -87,6 +87,17 @@ class TestAugment:
         for side_of_rotation in (left, ~left):  # either may be flipped or not
             assert 0.3 < mirrored[side_of_rotation].mean() < 0.7
 
+    def test_rotations_reach_thirty_degrees_and_no_more(self) -> None:
+        """A dot far out, right of the middle, tells the angle to a tenth of a degree, flipped or not."""
+        ys, xs = np.mgrid[-200:201, -200:201]
+        dot = ((xs - 180) ** 2 + ys**2 < 100).astype(np.uint8) * 255
+        image = Image.fromarray(np.stack([dot] * 3, axis=-1))
+        angles = []
+        for number in range(1, 201):
+            y, x = (np.argwhere(np.asarray(augment(image, 0, "dot.png", number))[..., 0] > 127) - 200).mean(0)
+            angles.append(np.degrees(np.arctan2(y, abs(x))))
+        assert -30.1 < min(angles) < -28 and 28 < max(angles) < 30.1
+
 
 class TestLoading:
     @pytest.fixture

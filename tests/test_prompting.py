@@ -54,6 +54,12 @@ def test_box_up_to_the_edge_of_the_photo_stays_visible() -> None:
     assert overlay.getpixel((32, 24)) == (0, 0, 0)
 
 
+def test_corners_between_pixels_are_truncated() -> None:
+    # 101 * .333 = 33.633, 53 * .35 = 18.55, 101 * .78 = 78.78, 53 * .88 = 46.64
+    overlay = draw_boxes(Image.new("RGB", (101, 53)), [Detection("a", 1.0, (0.333, 0.35, 0.78, 0.88))])
+    assert overlay.getbbox() == (33, 18, 79, 47)  # the last ones are past the outline
+
+
 # --- prompts ---
 
 
