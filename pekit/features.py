@@ -172,7 +172,9 @@ def pool_masks(grid: torch.Tensor, members: np.ndarray) -> tuple[torch.Tensor, n
         members: bool (M, G, G), from ``sampled``.
 
     Returns:
-        As ``pool_boxes``: descriptors f32 (U, D), which int64 (M,) with -1 for masks without patches.
+        descriptors f32 (U, D) of the U masks that have patches, in their order, on the grid's device; unlike in
+        ``pool_boxes``, equal masks have one each. And
+        which int64 (M,), the descriptor of each mask, -1 for one without patches.
     """
     flat = members.reshape(len(members), grid.shape[0] * grid.shape[1])
     counts = flat.sum(1)

@@ -51,13 +51,24 @@ def recognition_metrics(truth: np.ndarray, found: np.ndarray, inverted: bool = F
         truth: bool (N, U), photo n shows unit u.
         found: bool (N, U), unit u was detected in photo n.
         inverted: report each of the four as 1 - x (splits of this-is-my without the concepts in them).
+
+    Returns:
+        Counts and values of the U units; NaN, inverted or not, where a denominator is empty.
     """
     counts = _count(truth, found, np.ones(len(truth), dtype=np.int64))
     return RecognitionMetrics(counts, _ratios(counts, inverted))
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Means over units, as they are (NaN if any is) and with NaN left out."""
+    """Average each metric over units.
+
+    Args:
+        values: name -> float (U,), from ``recognition_metrics``.
+
+    Returns:
+        name -> {"mean": NaN if any unit's value is, "mean_without_nan": of the units that have one}, both NaN where
+        there is none.
+    """
     result = {}
     for name, value in values.items():
         kept = value[~np.isnan(value)]

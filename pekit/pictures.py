@@ -65,6 +65,15 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
 
     The draw depends on the seed, the photo's name and the augmentation's number alone, so workers, order and
     resuming do not matter.
+
+    Args:
+        image: RGB, at the photo's own size.
+        seed: of all augmentations.
+        photo: the photo's path relative to the data folder.
+        augmentation: from 1; 0 is the untouched photo, which does not come here.
+
+    Returns:
+        A new RGB picture of the same size.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations

@@ -103,11 +103,11 @@ class Segmenter:
 
     @torch.inference_mode()
     def cut(self, pixel_values: torch.Tensor, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Cut out what each box holds.
+        """Cut out what one box of each picture holds.
 
         Args:
-            pixel_values: (B, 3, h, w), prepared by ``prepare``.
-            boxes_xyxy: f32 (B, 4), px of the S x S picture, not rounded.
+            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
+            boxes_xyxy: f32 (B, 4), px of the S x S picture, neither rounded nor clamped.
 
         Returns:
             bool (B, S, S), of the three masks the one with the best predicted IoU.
