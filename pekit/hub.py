@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -228,6 +229,14 @@ def pick_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0].partition(". ")[0][:120]
         raise UserError(f"--device {device} is not usable here ({reason}): try --device cpu") from None
     return chosen
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full; only that of torch's own CUDA allocator has a class."""
+    words = r"(CUDA|HIP) error: out of memory|MPS backend out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
+    )
 
 
 def versions() -> dict[str, str]:

@@ -7,9 +7,29 @@ import pytest
 import torch
 
 from pekit.cli import LoadingSettings
+from pekit.hub import is_out_of_memory
 from pekit.pictures import Batch, Task
 from pekit.pipeline import _Steps
 from pekit.records import Photo, UserError
+
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.01 GB, other allocations: 2.1 MB)."),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_full_device_is_known_whoever_tells(error: RuntimeError) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    illegal = torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+    words = "CUDA error: out of memory"  # in another's mouth
+    assert not any(map(is_out_of_memory, (illegal, ValueError(words), RuntimeError("shapes cannot be multiplied"))))
 
 
 def batch_of(count: int) -> Batch:
