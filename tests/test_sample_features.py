@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 from pekit.records import UserError
 from pekit.sample.drawing import mask_box
 from pekit.sample.evaluate.features import PAIRS, evaluate
-from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, build_features, sine_positions
+from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, build_features, sine_positions
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, save_state
 from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions
@@ -58,7 +58,7 @@ def test_heads_start_out_looking_at_a_neighbour(tmp_path: Path) -> None:
     looked_at = {}
     with torch.inference_mode():
         for number, layer in enumerate(model.encoder.layer):
-            query, key = places @ layer.attention.q_proj.weight.T, places @ layer.attention.k_proj.weight.T
+            query, key = (places @ weight.T for weight in attention_weights(layer)[:2])
             for head in range(4):
                 own = slice(head * POSITION_CHANNELS, (head + 1) * POSITION_CHANNELS)
                 target = (query[:, own] @ key[:, own].T).argmax(1).reshape(37, 37)[5:-5, 5:-5]
@@ -86,6 +86,27 @@ def test_parts_of_pictures_lie_where_they_are_said_to(tmp_path: Path) -> None:
         found = patch_tokens(model, replace(nothing, pixels=part, corner=torch.tensor([[3, 20]])))
         expected = model(pixel_values=whole).last_hidden_state[0, 1:].unflatten(0, (37, 37))[3:7, 20:24]
         torch.testing.assert_close(found[0].unflatten(0, (4, 4)), expected)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        ("attention.query", "attention.key", "attention.value", "output.dense"),
+    ],
+)
+def test_attention_is_found_by_the_names_of_any_release(names: tuple[str, ...]) -> None:
+    layer = torch.nn.Module()
+    parts = [torch.nn.Linear(2, 2) for _ in names]
+    for name, part in zip(names, parts, strict=True):
+        *above, own = ["attention", *name.split(".")]
+        holder = layer
+        for step in above:
+            if step not in dict(holder.named_children()):
+                holder.add_module(step, torch.nn.Module())
+            holder = holder.get_submodule(step)
+        holder.add_module(own, part)
+    assert all(found is part.weight for found, part in zip(attention_weights(layer), parts, strict=True))
 
 
 def test_sine_positions_name_row_and_column() -> None:

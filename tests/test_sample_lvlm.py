@@ -512,14 +512,29 @@ def test_outline_looks_like_the_scripts_own_after_shrinking() -> None:
     assert np.abs(image - expected).mean() < 1.0 < np.abs(255 - expected).mean()
 
 
-def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Path) -> None:
+OLDER_NAMES = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
+
+
+@pytest.mark.parametrize("renamed", [{}, OLDER_NAMES], ids=["as installed", "older transformers"])
+def test_vision_tower_starts_as_the_sample_dinov2(
+    untrained: Path, tmp_path: Path, renamed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_features(tmp_path, 5)
+    whole = Dinov2Model.from_pretrained(tmp_path)
+    weights = {re.sub(r"\w_proj", lambda m: renamed.get(m[0], m[0]), k): v for k, v in whole.state_dict().items()}
+    read = SimpleNamespace(config=whole.config, state_dict=lambda: weights)
+    monkeypatch.setattr("pekit.sample.train.lvlm.Dinov2Model", SimpleNamespace(from_pretrained=lambda *_, **__: read))
     tower = InternVLForConditionalGeneration.from_pretrained(untrained).model.vision_tower.eval()
     side, n = 518 // PATCH, IMAGE_SIZE // PATCH
     first = (side - n) // 2
     pictures = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     start_tower(tower, tmp_path, pictures)
-    features = Dinov2Model.from_pretrained(tmp_path).eval()
+    features = whole.eval()
     with torch.inference_mode():
         depth = features.config.num_hidden_layers
         own = features.embeddings.position_embeddings
@@ -535,7 +550,7 @@ def test_vision_tower_starts_as_the_sample_dinov2(untrained: Path, tmp_path: Pat
         ours = tower(pixel_values=pictures, output_hidden_states=True).hidden_states[depth]
     assert ours.std().item() == pytest.approx(1, abs=1e-3)
     # not to the last digit: the norms' epsilon weighs more beside smaller states
-    torch.testing.assert_close(ours, theirs / theirs.std(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours, theirs / theirs.std(), rtol=1e-3, atol=2e-3)
 
 
 def test_shipped_model_knows_which_name_is_asked_about() -> None:

@@ -70,16 +70,24 @@ def look_at_neighbours(model: Dinov2Model) -> None:
     for number, layer in enumerate(cast(Any, model.encoder.layer)):
         reach = 1 + number // 2
         offsets = [(0, 1), (0, -1), (1, 0), (-1, 0)] if number % 2 == 0 else [(1, 1), (1, -1), (-1, 1), (-1, -1)]
-        attention = layer.attention
-        query, key = attention.q_proj.weight, attention.k_proj.weight
+        query, key, _, output = attention_weights(layer)
         for head, (down, right) in enumerate(offsets):
             own = slice(head * POSITION_CHANNELS, (head + 1) * POSITION_CHANNELS)
             query[own], key[own] = 0, 0
             query[own, :POSITION_CHANNELS] = SHARPNESS * torch.eye(POSITION_CHANNELS)
             turns = [_rotation(steps * reach * distance) for distance in (down, right)]
             key[own, :POSITION_CHANNELS] = SHARPNESS * torch.block_diag(*turns)
-        attention.o_proj.weight[:POSITION_CHANNELS] = 0
+        output[:POSITION_CHANNELS] = 0
         layer.mlp.fc2.weight[:POSITION_CHANNELS] = 0
+
+
+def attention_weights(layer: torch.nn.Module) -> list[torch.Tensor]:
+    """Weights of the query, the key, the value and the output of a DINOv2 layer, in this order.
+
+    Releases of transformers differ in the names of these, not in their order.
+    """
+    attention = layer.get_submodule("attention")
+    return [part.weight for part in attention.modules() if isinstance(part, torch.nn.Linear)]
 
 
 def _rotation(angles: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,11 @@ TOWER_PACE = 0.5  # it has learned to see objects before
 NAMING_PACE = 0.5
 EMA = 0.995
 SAVE_EVERY = 200
-_TOWER_NAMES = {
+_TOWER_NAMES = {  # of the DINOv2 -> of the tower; older releases of transformers have the first four, later ones o_proj
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.projection_layer",
     "attention.o_proj": "attention.projection_layer",
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
