@@ -1,6 +1,6 @@
 """The sample DINOv2: architecture, training targets, and what the shipped checkpoint reaches."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,12 @@ from pekit.records import UserError
 from pekit.sample.drawing import mask_box
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, build_features, sine_positions
+from pekit.sample.train import features
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, save_state
 from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
+from pekit.sample.train.groups import Group, draw_group
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions
+from pekit.sample.train.scenes import open_bank
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "features"
 
@@ -153,6 +156,32 @@ def test_regions_know_what_they_hold() -> None:
             if share == 0:
                 assert number - 1 not in region.holds
         assert region.instance in (-1, *region.holds)
+
+
+def test_a_steps_batch_is_the_same_whoever_prepares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever worker it falls to, and whatever that has prepared before, or not: a run may have been resumed."""
+    drawn: list[int] = []
+
+    def draw(seed: tuple[int, int]) -> Group:
+        drawn.append(seed[1])
+        return draw_group(seed, side=56, n_scenes=2)
+
+    monkeypatch.setattr(features, "draw_group", draw)
+    monkeypatch.setattr(features, "GROUPS_KEPT", 3)
+    bank = open_bank(tmp_path, 3, n_scenes=10, size=56, workers=1)
+    second = range(38, 60)  # .62 of the steps learn the looks of single objects
+    alone, one_of_two, one_of_four = (features.Steps(bank, 3, 60, workers) for workers in (0, 2, 4))
+    batches = [alone[step] for step in second]
+    assert len(drawn) == len(set(drawn)) and set(drawn) <= {38, *range(40, 60, 4)}
+    for steps, order in ((one_of_two, second[::2]), (one_of_four, second[::-1])):
+        for step in order:
+            again = steps[step]
+            for field in fields(again):
+                assert torch.equal(getattr(again, field.name), getattr(batches[step - 38], field.name)), (step, field)
+    drawn.clear()
+    for seed in range(20):  # what a step chooses among: the last three
+        features.Steps(bank, seed, 60, 1)[47]
+    assert set(drawn) == {38, 40, 44}
 
 
 def _batch(scene: list[int], instance: list[int], shows: list[list[bool]]) -> Batch:

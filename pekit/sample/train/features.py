@@ -10,6 +10,7 @@ them to learn, sooner when the first ones are alike in size and place, and are h
 have settled for colours before.
 """
 
+import math
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,7 +42,7 @@ THRESHOLD = 0.75
 PULL_MARGIN = 0.04
 PUSH_MARGIN = 0.19
 TEMPERATURE = 0.07
-GROUPS_KEPT = 500
+GROUPS_KEPT = 501  # one is drawn every fourth step; steps look at the last ones
 NAMING_UNTIL = 0.62  # share of the steps that learn the looks of single objects
 PAIRS_SHARE = 0.25  # of the other steps see many instances, two scenes of each; the rest few, confusable ones, often
 
@@ -271,29 +272,41 @@ def stage(rng: np.random.Generator) -> tuple[int, float | None, int]:
 class Steps(Dataset[Batch]):
     """The batches of a training by their step, for a DataLoader to prepare ahead.
 
+    A batch depends on its step alone, not on those that the same process prepared before.
+
     Args:
         bank: scenes.
         seed: of the run.
         steps: of the whole run.
+        workers: processes that share the work, 0 for this one alone; all together they remember as many groups as one.
     """
 
-    def __init__(self, bank: SceneBank, seed: int, steps: int) -> None:
+    def __init__(self, bank: SceneBank, seed: int, steps: int, workers: int) -> None:
         self._bank, self._seed, self._steps = bank, seed, steps
-        self._kept: list[Group] = []
+        self._first = math.ceil(NAMING_UNTIL * steps)  # step that looks at groups
+        self._room = math.ceil(GROUPS_KEPT / max(1, workers))  # a group takes 3 MB
+        self._drawn: dict[int, Group] = {}
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self._seed, step))
-        naming = step / self._steps / NAMING_UNTIL
-        if naming < 1:
+        if step < self._first:
+            naming = step / self._steps / NAMING_UNTIL
             return make_batch(self._pairs(rng, 32), 98, None, rng, max(0.0, 1.5 * naming - 0.5))
-        if step % 4 == 0 or not self._kept:
-            self._kept = [*self._kept[-GROUPS_KEPT:], draw_group((self._seed, step))]
+        groups = [self._first, *range(self._first // 4 * 4 + 4, step + 1, 4)][-GROUPS_KEPT:]
         size, reach, count = stage(rng)
         if rng.random() < PAIRS_SHARE:
             chosen = self._pairs(rng, 4 * count)
         else:
-            chosen = [self._kept[k] for k in rng.permutation(len(self._kept))[:count]]
+            chosen = [self._group(groups[k]) for k in rng.permutation(len(groups))[:count]]
         return make_batch(chosen, size, reach, rng)
+
+    def _group(self, number: int) -> Group:
+        """A group by its number: remembered, or drawn again."""
+        if number not in self._drawn:
+            if len(self._drawn) == self._room:
+                del self._drawn[min(self._drawn)]  # the first that no step will look at any more
+            self._drawn[number] = draw_group((self._seed, number))
+        return self._drawn[number]
 
     def _pairs(self, rng: np.random.Generator, count: int) -> list[Group]:
         pairs = rng.permutation(len(self._bank) // 2)[:count]
@@ -327,7 +340,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     first, seconds = load_state(state, parts)
     bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
     batches = DataLoader(
-        Steps(bank, seed, steps),
+        Steps(bank, seed, steps, workers),
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,
