@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pekit import features, regions
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.files import digest_of
-from pekit.hub import pick_device
+from pekit.hub import is_out_of_memory, pick_device
 from pekit.pictures import Batch, Task, load_batches
 from pekit.records import Gallery, Photo, Regions, UserError, View
 from pekit.retrieval import Best, Matcher
@@ -72,14 +72,18 @@ class _Steps:
         while len(results) < len(batch):
             try:
                 results += stage(batch.part(len(results), len(results) + self.piece))
-            except torch.OutOfMemoryError:
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.piece == 1:
                     raise UserError(
                         "one photo does not fit in the GPU's memory: use --dtype bfloat16 or --models small"
                     ) from None
-                self.piece = -(-self.piece // 2)
-                torch.cuda.empty_cache()
-                log.warning("out of memory: going on with %d photos per batch", self.piece)
+            # not before the error is gone: its traceback holds what the pass that failed had computed
+            self.piece = -(-self.piece // 2)
+            torch.cuda.empty_cache()
+            log.warning("out of memory: going on with %d photos per batch", self.piece)
         return results
 
 

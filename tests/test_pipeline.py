@@ -1,6 +1,7 @@
 """Batches that do not fit, and what is kept of a photo."""
 
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,13 @@ def batch_of(count: int) -> Batch:
 class Stage:
     """Runs out of memory on more than ``room`` pictures; gives each picture's number back."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.sizes = room, []
+    def __init__(self, room: int, error: Exception = FULL[0]) -> None:
+        self.room, self.sizes, self.error = room, [], error
 
     def __call__(self, batch: Batch) -> list[float]:
         self.sizes.append(len(batch))
         if len(batch) > self.room:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         return batch.inputs["features"][:, 0].tolist()
 
 
@@ -59,6 +60,31 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(room: int, caplog: pyt
         assert steps(stage, batch_of(7)) == [0, 1, 2, 3, 4, 5, 6]
     assert max(stage.sizes[tried:]) <= room  # what did not fit is not tried again
     assert bool(caplog.records) == (room < 8)
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_any_error_of_a_full_device_halves_the_batch_and_no_other(error: Exception) -> None:
+    assert _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(Stage(2, error), batch_of(4)) == [0, 1, 2, 3]
+    stage = Stage(2, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(stage, batch_of(4))
+    assert stage.sizes == [4]
+
+
+def test_what_a_failed_pass_computed_is_gone_when_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[weakref.ref] = []
+    alive: list[bool] = []
+
+    def stage(batch: Batch) -> list[float]:
+        result = batch.inputs["features"][:, 0] + 1
+        computed.append(weakref.ref(result))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return result.tolist()
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(computed[-1]() is not None))
+    assert _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(stage, batch_of(4)) == [1, 2, 3, 4]
+    assert alive == [False]
 
 
 def test_one_photo_that_does_not_fit_is_a_users_error() -> None:
