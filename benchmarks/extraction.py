@@ -1,7 +1,10 @@
 """The recognition pipeline against the bare forward passes of its models on the same prepared batches, per photo.
 
-``--released`` adds the released way of detecting: one photo after the other in fp32, a mask for every proposal. The
-models are built at the published sizes with random weights, or read from ``--models`` (a folder, or "sample").
+Bare passes find their batches on the device and in the models' number format: neither reading photos nor copying is in
+their time, but both are in the pipeline's. ``--released`` adds the released way of detecting: one photo after the other
+in fp32, a mask for every proposal; the first ``--released_photos`` are enough for it. The models are built at the
+published sizes with random weights, or read from ``--models`` (a folder, or "sample"). The result so far is shown, and
+written with ``--json``, after each round.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measuring import in_turn, parser, report, start
+from benchmarks.measuring import parser, report, rounds, start
 from benchmarks.published import build
 from benchmarks.released import draw_masks, match, merge, pool
-from pekit.cli import MODEL_SETS, LoadingSettings, ModelSettings
+from pekit.cli import MODEL_SETS, LoadingSettings, ModelSettings, positive
 from pekit.datasets import open_image, squash
 from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
@@ -40,9 +43,9 @@ def write_photos(folder: Path, count: int, side: int) -> list[Photo]:
 def main() -> None:
     options = parser(__doc__, photos=6, side=2000, batch_size=1, workers=1, concepts=40, views=5)
     options.add_argument("--models", help="a folder with grounding/ and features/, or sample; built where left out")
-    options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     options.add_argument("--released", action="store_true", help="measure the released way of detecting as well")
+    options.add_argument("--released_photos", type=positive, default=16, help="photos that --released takes, at most")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -67,21 +70,18 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
     grounder, dino = recognizer.grounder, recognizer.features
     assert grounder is not None
     prepare = {"grounding": grounder.prepare, "features": dino.prepare}
-    prepared = list(load_batches(tasks, recognizer.size, prepare, replace(loading, num_workers=0), args.batch_size))
+    prepared = [  # a copy even where they are there already, to leave the workers' shared memory
+        {role: values.to(recognizer.device, grounder.dtype, copy=True) for role, values in batch.inputs.items()}
+        for batch in load_batches(tasks, recognizer.size, prepare, loading, args.batch_size)
+    ]
     words = grounder._tokenizer(["object."] * args.batch_size, return_tensors="pt").to(recognizer.device)
-
-    def settle() -> None:
-        if recognizer.device.type == "cuda":
-            torch.cuda.synchronize()
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in prepared:
-            count = len(batch)
-            move = {r: v.to(recognizer.device, grounder.dtype) for r, v in batch.inputs.items()}
-            grounder.model(pixel_values=move["grounding"], **{key: value[:count] for key, value in words.items()})
-            dino.model(pixel_values=move["features"])
-        settle()
+        for inputs in prepared:
+            count = len(inputs["features"])
+            grounder.model(pixel_values=inputs["grounding"], **{key: value[:count] for key, value in words.items()})
+            dino.model(pixel_values=inputs["features"])
 
     rng = np.random.default_rng(0)
     known = tuple(Concept(f"{i}", "", "") for i in range(args.concepts))
@@ -99,12 +99,15 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
         assert not failed
 
     sides = {"bare passes": bare, "extraction": extracting, "detection": detecting}
+    counts = dict.fromkeys(sides, len(photos))
     if args.released:
         whole = recognizer if args.dtype == "float32" else Recognizer(replace(settings, dtype="float32"))
-        sides["released way"] = released_way(whole, photos, gallery)
-    seconds = in_turn(sides, args.repeats)
-    per_photo = {name: [value / len(photos) for value in values] for name, values in seconds.items()}
-    report(args, per_photo, "bare passes", device=str(recognizer.device), note="seconds are per photo")
+        few = photos[: args.released_photos]
+        sides["released way"], counts["released way"] = released_way(whole, few, gallery), len(few)
+        released_way(whole, few[:1], gallery)()  # enough to warm up; all of them would take minutes
+    for seconds in rounds(sides, args.repeats, warm=["released way"]):
+        per_photo = {name: [value / counts[name] for value in values] for name, values in seconds.items()}
+        report(args, per_photo, "bare passes", device=str(recognizer.device), note="seconds are per photo")
 
 
 def released_way(recognizer: Recognizer, photos: list[Photo], gallery: Gallery) -> Callable[[], None]:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from benchmarks.measuring import in_turn, parser, report, start
 from pekit import gallery
 from pekit.datasets import concept_of_folder
+from pekit.hub import pick_device
 from pekit.records import View
 from pekit.retrieval import CHUNK_VIEWS, Matcher
 from pekit.views import save_view, view_file, view_name
@@ -77,14 +78,15 @@ def main() -> None:
             started = time.perf_counter()
             known = gallery.load_gallery(Path(name), concepts, "normal", args.views, 0)
             loading.append(time.perf_counter() - started)
-        matcher = Matcher(known, torch.device("cpu"))
-        proposals = torch.randn((args.proposals, args.width))
+        device = pick_device(args.device)
+        matcher = Matcher(known, device)
+        proposals = torch.randn((args.proposals, args.width)).to(device)
         unit = torch.nn.functional.normalize(proposals, dim=1)
-        chunk = torch.nn.functional.normalize(torch.randn((CHUNK_VIEWS, args.width)), dim=1).T.contiguous()
+        chunk = torch.nn.functional.normalize(torch.randn((CHUNK_VIEWS, args.width)).to(device), dim=1).T.contiguous()
         total = args.concepts * args.views
 
         def bare() -> None:
-            product = torch.empty((len(unit), CHUNK_VIEWS))
+            product = torch.empty((len(unit), CHUNK_VIEWS), device=device)
             for first in range(0, total, CHUNK_VIEWS):
                 last = min(CHUNK_VIEWS, total - first)
                 torch.mm(unit, chunk[:, :last], out=product[:, :last] if last == CHUNK_VIEWS else None)

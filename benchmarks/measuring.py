@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ def parser(description: str | None, **sizes: int) -> argparse.ArgumentParser:
     for name, value in sizes.items():
         result.add_argument(f"--{name}", type=natural if name in ("seed", "workers") else positive, default=value)
     result.add_argument("--repeats", type=positive, default=5, help="how often each side runs; medians are reported")
+    result.add_argument("--device", default="cpu", help="where the models and PeKit's own steps run")
     result.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of the arithmetic")
     result.add_argument("--json", type=_writable, help="also write the result to this file")
     return result
@@ -50,16 +51,40 @@ def start(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], repeats: int, unmeasured: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side, the sides run alternately after some unmeasured rounds."""
+def rounds(
+    sides: dict[str, Callable[[], Any]], repeats: int, warm: Container[str] = ()
+) -> Iterator[dict[str, list[float]]]:
+    """Seconds of each side so far, after each round in which the sides run one after the other.
+
+    Args:
+        sides: what to measure, by name.
+        repeats: rounds that are measured.
+        warm: sides that have no need of the unmeasured round before.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(-unmeasured, repeats):
+    for name, side in sides.items():
+        if name not in warm:
+            side()
+    for _ in range(repeats):
         for name, side in sides.items():
+            settle()
             started = time.perf_counter()
             side()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - started)
+            settle()
+            seconds[name].append(time.perf_counter() - started)
+        yield seconds
+
+
+def in_turn(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, the sides run alternately after an unmeasured round."""
+    *_, seconds = rounds(sides, repeats)
     return seconds
+
+
+def settle() -> None:
+    """Let the GPU finish, where one is in use: its clock is not the program's."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def report(args: argparse.Namespace, seconds: dict[str, list[float]], base: str, **figures: Any) -> dict[str, Any]:

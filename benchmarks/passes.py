@@ -25,7 +25,6 @@ def main() -> None:
     options = parser(__doc__, batch_size=1)
     options.add_argument("--paper", type=Path, help="a folder with grounding/ and features/; built where left out")
     options.add_argument("--small", type=Path, help="the same for the small set")
-    options.add_argument("--device", default="cpu")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -71,8 +70,6 @@ def _passes(recognizer: Recognizer, count: int, channels_last: bool) -> dict:
     def run(stage, **more) -> None:
         with torch.inference_mode():
             stage.model(pixel_values=inputs[stage], **more)
-        if recognizer.device.type == "cuda":
-            torch.cuda.synchronize()
 
     return dict(zip(MODELS, (lambda: run(grounder, **words), lambda: run(dino)), strict=True))
 

@@ -8,13 +8,14 @@ import torch
 from benchmarks.drawn import PATCH, SIZE, random_boxes, random_grid
 from benchmarks.measuring import in_turn, parser, report, start
 from pekit import features
+from pekit.hub import pick_device
 
 
 def main() -> None:
     args = parser(__doc__, proposals=900, width=1024, seed=0).parse_args()
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(args.seed)
-    grid, proposed = random_grid(rng, args.width), random_boxes(rng, args.proposals)
+    grid, proposed = random_grid(rng, args.width).to(pick_device(args.device)), random_boxes(rng, args.proposals)
     rectangles = features.patch_rectangles(features.pixel_boxes(proposed, SIZE), PATCH)
 
     def prefix_sums() -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Everything beside the models, per photo: masks, pooling, matching, merging; the released steps against ours."""
+"""Everything beside the models, per photo: masks, pooling, matching, merging; the released steps against ours.
+
+The released steps run on the CPU, whatever ``--device`` says of ours; each finds the patch grid where it runs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from benchmarks.drawn import PATCH, SIZE, random_boxes, random_gallery, random_g
 from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.released import draw_masks, match, merge, pool
 from pekit import features
+from pekit.hub import pick_device
 from pekit.retrieval import Matcher, detect
 
 THRESHOLD = 0.75
@@ -26,7 +30,8 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     grid, proposed = random_grid(rng, args.width), random_boxes(rng, args.proposals)
     gallery = random_gallery(rng, args.concepts, args.views, args.width, grid)
-    matcher, views = Matcher(gallery, torch.device("cpu")), torch.from_numpy(gallery.descriptors)
+    device = pick_device(args.device)
+    matcher, views, there = Matcher(gallery, device), torch.from_numpy(gallery.descriptors), grid.to(device)
 
     spent: dict[str, list[float]] = defaultdict(list)
 
@@ -43,7 +48,7 @@ def main() -> None:
 
     def ours() -> list:
         boxes = features.pixel_boxes(proposed, SIZE)
-        pooled, which = features.pool_boxes(grid, features.patch_rectangles(boxes, PATCH))
+        pooled, which = features.pool_boxes(there, features.patch_rectangles(boxes, PATCH))
         kept = which >= 0
         return detect(matcher.best(pooled).of_proposals(which[kept]), boxes[kept], gallery.keys, THRESHOLD, SIZE)
 

@@ -23,7 +23,6 @@ def main() -> None:
     options = parser(__doc__, processes=2, copies=6)
     options.add_argument("--datasets", type=Path, help="from python -m pekit.sample; drawn where left out")
     options.add_argument("--models", default="sample")
-    options.add_argument("--device", default="cpu")
     args = options.parse_args()
     if args.datasets and args.copies != options.get_default("copies"):
         options.error("--copies goes with the drawn sample, not with --datasets")

@@ -45,7 +45,67 @@ def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]
     options = ("--photos", "2", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
     sides = {"bare passes", "extraction", "detection"}
     assert set(run("extraction", *options)["medians"]) == sides
-    assert set(run("extraction", *options, "--released", "--dtype", "bfloat16")["medians"]) == {*sides, "released way"}
+    released = (*options, "--released", "--released_photos", "1", "--dtype", "bfloat16")
+    assert set(run("extraction", *released)["medians"]) == {*sides, "released way"}
+
+
+def test_a_run_that_is_cut_off_keeps_its_rounds(
+    models: Path, run: Callable[..., dict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    extraction = importlib.import_module("benchmarks.extraction")
+    taken: list[int] = []
+
+    def released_way(recognizer: object, photos: list, gallery: object) -> Callable[[], None]:
+        def side() -> None:
+            if taken.count(2) == 1:  # the second round
+                raise KeyboardInterrupt
+            taken.append(len(photos))
+
+        return side
+
+    monkeypatch.setattr(extraction, "released_way", released_way)
+    options = ("--photos", "3", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
+    with pytest.raises(KeyboardInterrupt):
+        run("extraction", *options, "--released", "--released_photos", "2", "--repeats", "5")
+    assert taken == [1, 2]  # one photo to warm up
+    kept = json.loads((tmp_path / "result.json").read_text())["seconds"]
+    assert {name: len(values) for name, values in kept.items()} == dict.fromkeys(
+        ("bare passes", "extraction", "detection", "released way"), 1
+    )
+
+
+def test_bare_passes_find_their_batches_ready(
+    models: Path, run: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or casting and copying would be in the time that the pipeline is compared with."""
+    extraction, to = importlib.import_module("benchmarks.extraction"), torch.Tensor.to
+    converted: list[torch.Size] = []
+
+    def recorded(tensor: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        if (result := to(tensor, *args, **options)) is not tensor:
+            converted.append(tensor.shape[1:2])
+        return result
+
+    def rounds(sides: dict, repeats: int, warm: object) -> list:
+        monkeypatch.setattr(torch.Tensor, "to", recorded)
+        sides["bare passes"]()
+        monkeypatch.setattr(torch.Tensor, "to", to)
+        return []
+
+    monkeypatch.setattr(extraction, "rounds", rounds)
+    options = ("--photos", "1", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
+    with pytest.raises(FileNotFoundError):  # no round, no result
+        run("extraction", *options, "--dtype", "bfloat16")
+    assert (3,) not in converted  # no picture, that is
+
+
+def test_the_clock_waits_for_a_gpu_that_is_in_use(run: Callable[..., dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring, seen = importlib.import_module("benchmarks.measuring"), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("waits"))
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: seen.append("clock") or 0.0)
+    measuring.in_turn({"one": lambda: seen.append("one")}, 1)
+    assert seen == ["one", "waits", "clock", "one", "waits", "clock"]
 
 
 def test_bare_passes_by_setting(models: Path, run: Callable[..., dict]) -> None:
