@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from pekit.cli import SAMPLE_CHECKPOINTS
 from pekit.records import UserError
 from pekit.sample.evaluate import Row
+from pekit.sample.models import build_models
 from pekit.sample.models.features import build_features
 from pekit.sample.train.__main__ import main
 from pekit.sample.train.checkpoints import load_state, release
@@ -139,7 +141,7 @@ def test_a_training_is_stopped_by_hand_and_takes_whole_steps(
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
 def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module(f"pekit.sample.train.{name}")
-    monkeypatch.setattr(module, "evaluate", lambda folder: [Row(name, "asked", 0.5, 0.5, True, 1)])
+    monkeypatch.setattr(module, "evaluate", lambda folder, device: [Row(name, f"asked on {device}", 0.5, 0.5, True, 1)])
     if name != "lvlm":  # which draws its scenes as it goes
         bank = open_bank(tmp_path / "work", 3, n_scenes=40, size=224, workers=1)
         monkeypatch.setattr(module, "open_bank", lambda *args, **kwargs: bank)
@@ -177,4 +179,17 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
     changed = [key for key, weight in after.items() if not torch.equal(weight, before[key])]
     assert len(changed) > len(after) / 2
     record = json.loads((tmp_path / name / "training.json").read_text())
-    assert record["steps"] == 5 and record["held_out"] == {"asked": 0.5}
+    assert record["steps"] == 5 and record["held_out"] == {"asked on cpu": 0.5}
+
+
+def test_new_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", Mock(side_effect=AssertionError("a GPU's generator was asked")))
+    build_models(tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])
+def test_a_model_is_measured_on_the_device_asked_for(name: str) -> None:
+    evaluate = import_module(f"pekit.sample.evaluate.{name}").evaluate
+    with pytest.raises((AssertionError, RuntimeError, UserError), match=r"(?i)cuda|nvidia"):  # there is no such one
+        evaluate(SAMPLE_CHECKPOINTS / name, device="cuda:77")

@@ -28,19 +28,20 @@ PAIRS = {
 }
 
 
-def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16) -> list[Row]:
+def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16, device: str = "cpu") -> list[Row]:
     """Measures pairs of regions, and recognition among proposals around true boxes.
 
     Args:
         folder: model folder.
         seed: of the held-out scenes.
         n_groups: groups of easily confused instances, 16 scenes each.
+        device: torch device of the model.
 
     Returns:
         Shares of pairs above the threshold by how the two regions are related; then the recognition of one
         instance of each group from three views of it.
     """
-    features = PatchFeatures(str(folder), SIDE, torch.device("cpu"), torch.float32)
+    features = PatchFeatures(str(folder), SIDE, torch.device(device), torch.float32)
     rng = np.random.default_rng(seed)
     drawn = [draw_group((seed, number), "heldout", SIDE, 16) for number in range(n_groups)]
     grids = [patch_grids(features, group) for group in drawn]
@@ -55,7 +56,7 @@ def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16) -> list[Row]:
 def patch_grids(features: PatchFeatures, group: Group) -> list[torch.Tensor]:
     """Patch grids f32 (37, 37, D) of the scenes of a group."""
     pictures = [Image.fromarray(image) for image in group.images]
-    return [features(features.prepare(picture)[None])[0] for picture in pictures]
+    return [features(features.prepare(picture)[None])[0].cpu() for picture in pictures]
 
 
 def describe(grid: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:

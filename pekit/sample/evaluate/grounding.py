@@ -18,18 +18,19 @@ _PHOTO_SIZES = ((256, 256), (320, 240), (240, 320))
 _NAMES = ("", "noras ", "my ", "polka ", "belas_", "tims {noun} ")
 
 
-def evaluate(folder: Path, seed: int = 2024, n_photos: int = 300) -> list[Row]:
+def evaluate(folder: Path, seed: int = 2024, n_photos: int = 300, device: str = "cpu") -> list[Row]:
     """Measures coverage by proposals and the category prompt.
 
     Args:
         folder: model folder.
         seed: of the scenes.
         n_photos: drawn for each of the two figures.
+        device: torch device of the model.
 
     Returns:
         The two rows of the table.
     """
-    grounder = load(folder)
+    grounder = load(folder, device)
     covered = proposal_coverage(grounder, np.random.default_rng([seed, 0]), n_photos)
     hits = reference_hits(grounder, np.random.default_rng([seed, 1]), n_photos)
     name = "Grounding DINO"
@@ -39,9 +40,9 @@ def evaluate(folder: Path, seed: int = 2024, n_photos: int = 300) -> list[Row]:
     ]
 
 
-def load(folder: Path) -> Grounder:
+def load(folder: Path, device: str = "cpu") -> Grounder:
     """Loads a model folder as the scripts do."""
-    return Grounder(str(folder), SIDE, torch.device("cpu"), torch.float32)
+    return Grounder(str(folder), SIDE, torch.device(device), torch.float32)
 
 
 def proposal_coverage(grounder: Grounder, rng: np.random.Generator, n_photos: int) -> list[bool]:

@@ -40,13 +40,14 @@ class Tag(NamedTuple):
     by_sight: float
 
 
-def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
+def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80, device: str = "cpu") -> list[Row]:
     """Asks two-option questions about outlined objects, and the same ones without outlines and names.
 
     Args:
         folder: model folder.
         seed: of the held-out scenes and of the questions.
         n_scenes: scenes to draw, of two to four objects; each is asked about one of them, one question of every kind.
+        device: torch device of the model.
 
     Returns:
         Shares of right letters: of all questions, of each kind, of the counts that are not one, as most are, and of the
@@ -57,7 +58,8 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 80) -> list[Row]:
     """
     rng = np.random.default_rng(seed)
     requests = [request for _ in range(n_scenes) for request in questions(rng)]
-    lvlm = open_lvlm(LvlmSettings(str(folder), batch_size=16, device="cpu", max_new_tokens=6))
+    settings = LvlmSettings(str(folder), batch_size=16, device=device, dtype="float32", max_new_tokens=6)
+    lvlm = open_lvlm(settings)
     lvlm.load()
     graded: dict[int, list[tuple[Tag, bool]]] = {0: [], 1: [], 2: []}
     for request, reply in lvlm.answers(requests):

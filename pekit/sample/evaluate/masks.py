@@ -13,18 +13,19 @@ from pekit.sample.evaluate import Row
 SIDE = 518
 
 
-def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 100) -> list[Row]:
+def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 100, device: str = "cpu") -> list[Row]:
     """Measures masks cut out of true boxes.
 
     Args:
         folder: model folder.
         seed: of the held-out scenes.
         n_scenes: scenes to draw, of one to five objects.
+        device: torch device of the model.
 
     Returns:
         Mean IoU with the visible pixels, and how far it lies above that of the filled box.
     """
-    segmenter = Segmenter(str(folder), SIDE, torch.device("cpu"), torch.float32)
+    segmenter = Segmenter(str(folder), SIDE, torch.device(device), torch.float32)
     rng = np.random.default_rng(seed)
     cut, filled = [], []
     for _ in range(n_scenes):

@@ -86,7 +86,7 @@ def build_model(seed: int) -> GroundingDinoForObjectDetection:
         dropout=0.0,
         fusion_droppath=0.0,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GroundingDinoForObjectDetection(config)
     _soften(model)

@@ -365,7 +365,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_features(folder, seed)  # for all but the weights
     cast(Dinov2Model, average.module).save_pretrained(folder)
     halve(folder)
-    release(folder, "features", evaluate(folder), CARD, steps, seed, time.monotonic() - began, device)
+    release(folder, "features", evaluate(folder, device=device), CARD, steps, seed, time.monotonic() - began, device)
 
 
 CARD = """# Sample DINOv2

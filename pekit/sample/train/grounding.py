@@ -80,7 +80,9 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     averaged.save_pretrained(folder)
     halve(folder)
     build_processor().save_pretrained(folder)
-    release(folder, "grounding", evaluate(folder), _CARD, steps, seed, time.monotonic() - started, device)
+    release(
+        folder, "grounding", evaluate(folder, device=device), _CARD, steps, seed, time.monotonic() - started, device
+    )
 
 
 def make_batch(

@@ -376,7 +376,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_lvlm(folder, seed)  # for all but the weights
     learner.model.save_pretrained(folder)
     halve(folder)
-    release(folder, "lvlm", evaluate(folder), _CARD, steps, seed, time.monotonic() - began, device)
+    release(folder, "lvlm", evaluate(folder, device=device), _CARD, steps, seed, time.monotonic() - began, device)
 
 
 def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) -> None:

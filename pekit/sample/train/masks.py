@@ -175,7 +175,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     build_masks(folder, seed)  # for all but the weights
     cast(SamModel, average.module).save_pretrained(folder)
     halve(folder)
-    release(folder, "masks", evaluate(folder), CARD, steps, seed, time.monotonic() - began, device)
+    release(folder, "masks", evaluate(folder, device=device), CARD, steps, seed, time.monotonic() - began, device)
 
 
 CARD = """# Sample SAM
