@@ -244,7 +244,7 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
     loss, right = looks_loss(head, tokens, region_means(tokens, batch), batch)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     parts = np.split(logits[:4].mean(0), np.cumsum(sizes)[:-1])
-    assert right == [float(part.argmax() == looks[0][k] + (k == 0)) for k, part in enumerate(parts)]
+    assert right.tolist() == [float(part.argmax() == looks[0][k] + (k == 0)) for k, part in enumerate(parts)]
 
 
 def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:

@@ -291,6 +291,11 @@ def test_learner_sees_as_the_model_does_and_near_views_in_their_place(
         )
 
 
+def on_the_cpu(tensor: torch.Tensor) -> list[int]:
+    assert tensor.device.type == "cpu", "waits for the device"
+    return [0] * tensor.shape[0]
+
+
 def test_all_of_a_step_is_on_the_device_asked_for(
     untrained: Path, processor: InternVLProcessor, whole: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +306,8 @@ def test_all_of_a_step_is_on_the_device_asked_for(
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     # The values are not known; what depends on them is answered in their place.
     monkeypatch.setattr(torch.Tensor, "any", lambda *_: True)
-    monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: [0] * tensor.shape[0])
+    monkeypatch.setattr(FakeTensor, "tolist", on_the_cpu)
+    monkeypatch.setattr(FakeTensor, "item", on_the_cpu, raising=False)  # figures are read when they are printed
     shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
     with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True):
         model.to("cuda")
@@ -348,7 +354,7 @@ def test_naming_loss_is_that_of_its_words_and_least_where_marks_are_handed_on() 
     named = Named(boxes * 0, boxes != IGNORED, boxes, told, torch.tensor([1, NO_BOX]))
     first = torch.randn(2, 6, 16, generator=generator)
 
-    def losses(changes: list[torch.Tensor]) -> tuple[float, dict[str, float]]:
+    def losses(changes: list[torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
         states = [first, first + changes[0], first + changes[1], first + changes[1] + changes[2]]
         loss, right = naming_loss(lambda **_: SimpleNamespace(hidden_states=states), marks, named, first)  # type: ignore[arg-type]
         return loss.item(), right
@@ -452,7 +458,7 @@ def test_words_loss_is_the_mean_over_kinds_of_what_is_wanted() -> None:
     scores = [4 * words["colour"] @ states[k] for k in (0, 2)]
     singles = [one.exp().sum().log() - one[number] for one, number in zip(scores, (4, 0), strict=True)]
     assert loss.item() == pytest.approx(float(sum(singles)) / 2 / 2, rel=1e-5)  # nothing is asked of sides
-    assert right == [int(one.argmax()) == number for one, number in zip(scores, (4, 0), strict=True)]
+    assert right.tolist() == [int(one.argmax()) == number for one, number in zip(scores, (4, 0), strict=True)]
 
 
 def test_ideal_tokens_say_what_is_true_and_are_never_wrong() -> None:

@@ -105,7 +105,7 @@ class Tokens:
             tokens = tokens + self.words[kind][numbers.clamp(min=0)] * (numbers != IGNORED)[..., None]
         return tokens
 
-    def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, tokens: Tensor, truth: CellTruth) -> tuple[Tensor, dict[str, Tensor]]:
         """How far image tokens f32 (B, n, D) are from the ideal, and the share of cells that are right, by kind."""
         known = truth.mark != IGNORED
         apart = (tokens - self.ideal(truth))[known].square().sum(-1)
@@ -121,24 +121,27 @@ class Tokens:
             unlike, hits = telling(tokens[rated], vectors, numbers[rated])
             named.append((weight * unlike).sum() / weight.sum())
             shown = numbers[rated] >= OUTLINED if kind == "mark" else torch.ones_like(hits)
-            right[kind] = hits[shown].float().mean().item()
+            right[kind] = hits[shown].float().mean()
         return torch.stack(named).sum() + 0.5 * far, right
 
-    def words_loss(self, states: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, list[bool]]:
+    def words_loss(self, states: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """How far states are from telling words, and whether each does.
 
         Args:
             states: f32 (n, D).
-            wanted: kind of question -> int (n,), number of the answer; `IGNORED` where there is none.
+            wanted: kind of question -> int (n,), number of the answer; `IGNORED` where there is none. On the CPU, so
+                that nothing has to wait for the device to tell how many there are.
+
+        Returns:
+            The loss, and bool (m,) for the m answers that are not ignored, one kind after the other.
         """
         losses, right = [], []
         for kind, numbers in wanted.items():
-            numbers = numbers.to(states.device)
             rated = numbers != IGNORED
-            far, hits = telling(states, self.words[kind], numbers)
+            far, hits = telling(states, self.words[kind], numbers.to(states.device))
             losses.append(far.sum() / rated.sum().clamp(min=1))
-            right += [hit for hit, told in zip(hits.tolist(), rated.tolist(), strict=True) if told]
-        return torch.stack(losses).mean(), right
+            right.append(hits[rated])
+        return torch.stack(losses).mean(), torch.cat(right)
 
 
 def answers_about(talks: Sequence[Sequence[Turn]], views: Sequence[View]) -> dict[str, Tensor]:
@@ -218,7 +221,7 @@ class Learner(nn.Module):
         """Where it learns."""
         return self.model.device
 
-    def name(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def name(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the layers that find out which box is asked about, and the share of right marks, by step.
 
         Args:
@@ -268,7 +271,7 @@ class Learner(nn.Module):
         grid = inner.pixel_shuffle(patches.unflatten(1, (n, n)), scale_factor=DOWNSAMPLE)
         return inner.multi_modal_projector(grid.flatten(1, 2))
 
-    def reply(self, tokens: Tensor, views: list[View], rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def reply(self, tokens: Tensor, views: list[View], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the replies to random questions, and the share that starts with the right token, by kind.
 
         The layer after those that find out which box is asked about is told to read all that is true of what is in it.
@@ -279,7 +282,12 @@ class Learner(nn.Module):
             rng: draws the questions.
         """
         talks = [random_turns(rng, view) for view in views] + [random_text_turns(rng) for _ in range(TEXT_ONLY)]
-        packed = pack(self.processor, talks, [True] * len(views) + [False] * TEXT_ONLY).to(self.device)
+        packed = pack(self.processor, talks, [True] * len(views) + [False] * TEXT_ONLY)
+        asked: dict[str, list[int]] = {}
+        for number, (row, kind) in enumerate(zip(packed.starts[:, 0].tolist(), packed.kinds, strict=True)):
+            source = "text" if row >= len(views) else "asked" if views[row].outlined else "plain"
+            asked.setdefault(f"{source} {kind}", []).append(number)
+        packed = packed.to(self.device)
         text = self.model.model.language_model
         image = (packed.ids == self.model.config.image_token_id)[..., None]
         embedded = text.embed_tokens(packed.ids).masked_scatter(image, tokens)
@@ -295,14 +303,10 @@ class Learner(nn.Module):
         loss = F.cross_entropy(self.model.lm_head(states[rated]), packed.targets[rated])
         rows, columns = packed.starts.T
         first = self.model.lm_head(states[rows, columns]).argmax(-1) == packed.targets[rows, columns]
-        answered: dict[str, list[bool]] = {}
-        for row, kind, hit in zip(rows.tolist(), packed.kinds, first.tolist(), strict=True):
-            source = "text" if row >= len(views) else "asked" if views[row].outlined else "plain"
-            answered.setdefault(f"{source} {kind}", []).append(hit)
+        answered = {name: first[numbers] for name, numbers in asked.items()}
         before, after = read.hidden_states[NAMING_LAYERS : NAMING_LAYERS + 2]
-        unread, read_right = self.tokens.words_loss((after - before)[rows, columns], answers_about(talks, views))
-        answered["read"] = read_right
-        return loss + unread, {name: float(np.mean(hits)) for name, hits in answered.items() if hits}
+        unread, answered["read"] = self.tokens.words_loss((after - before)[rows, columns], answers_about(talks, views))
+        return loss + unread, {name: hits.double().mean() for name, hits in answered.items()}
 
 
 def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
@@ -339,7 +343,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     parts = {"model": learner.model, "average": average, **optimisers.parts}
     first, seconds = load_state(state_file, parts)
     began = time.monotonic() - seconds
-    shown: dict[str, list[float]] = {}
+    shown: dict[str, list[Tensor]] = {}  # read when they are printed: until then nothing waits for the device
     # Never its embeddings and scales, which are made small: what suits others as a step would be a leap for them.
     for name, weight in tower.named_parameters():
         if name.startswith("embeddings.") or ".lambda_" in name:
@@ -366,7 +370,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         optimisers.step(loss, step / (NAME_UNTIL * steps if about_names else steps))
         average.update_parameters(learner.model)
         if (step + 1) % 50 == 0:
-            figures = ", ".join(f"{name} {np.nanmean(values):.2f}" for name, values in sorted(shown.items()))
+            means = {name: np.nanmean(torch.stack(values).tolist()) for name, values in sorted(shown.items())}
+            figures = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
             passed = time.monotonic() - began
             log.info("step %d of %d, %.0f s: loss %.3f, %s", step + 1, steps, passed, loss.item(), figures)
             shown = {}
@@ -418,7 +423,7 @@ def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) ->
 
 def step_loss(
     learner: Learner, views: list[View], rng: np.random.Generator, done: float
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one step, and the share of right answers by kind of question.
 
     Args:

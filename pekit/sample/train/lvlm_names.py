@@ -100,7 +100,7 @@ def telling(states: Tensor, vectors: Tensor, numbers: Tensor) -> tuple[Tensor, T
     return F.cross_entropy(scores, numbers, reduction="none", ignore_index=IGNORED), scores.argmax(-1) == numbers
 
 
-def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor) -> tuple[Tensor, dict[str, float]]:
+def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """How far the first layers are from handing on the marks, and the share of right ones, by step.
 
     Args:
@@ -127,7 +127,7 @@ def naming_loss(text: Qwen2Model, marks: Tensor, named: Named, embedded: Tensor)
             far, hits = telling(change[is_name], marks, boxes[is_name])
             losses.append(far.mean())
             counted = several & ~named.told if name == "taken over" else several
-            right[name] = hits[counted[is_name]].float().mean().item()
+            right[name] = hits[counted[is_name]].float().mean()
         if name != "told":  # what the first step leaves elsewhere, the second may use
             ideal = marks[boxes.clamp(min=0)] * is_name[..., None]
             apart = (change - ideal).square().sum(-1)
