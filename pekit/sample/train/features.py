@@ -10,6 +10,7 @@ them to learn, sooner when the first ones are alike in size and place, and are h
 have settled for colours before.
 """
 
+import logging
 import math
 import time
 from dataclasses import dataclass, fields
@@ -35,6 +36,8 @@ from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
+
+log = logging.getLogger(__name__)
 
 LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
 STEPS = 12900
@@ -324,7 +327,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         seed: of weights, scenes and augmentation.
         workers: processes that draw scenes; 0 draws in this one.
     """
-    steps = steps or STEPS
+    steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
     folder, state = out / "features", out / "work" / "features.pt"
     check_begun(state, folder, seed, steps)
@@ -357,8 +360,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         if (step + 1) % 25 == 0:
             losses = f"loss {loss.item():.3f}, of which looks {named.item():.3f}"
             shares = "/".join(f"{share:.2f}" for share in right.tolist())
-            passed = f"{time.monotonic() - began:.0f} s"
-            print(f"features {step + 1}/{steps} {losses}, boxes' looks right {shares}, {passed}", flush=True)
+            passed = time.monotonic() - began
+            log.info("step %d of %d, %.0f s: %s, boxes' looks right %s", step + 1, steps, passed, losses, shares)
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, seed, step + 1, time.monotonic() - began)
     build_features(folder, seed)  # for all but the weights

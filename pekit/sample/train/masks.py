@@ -1,5 +1,6 @@
 """Trains the sample SAM on drawn scenes: a box or a point on an object must give the object's visible pixels."""
 
+import logging
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from pekit.sample.train.checkpoints import check_begun, halve, load_state, relea
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, augment, open_bank
+
+log = logging.getLogger(__name__)
 
 STEPS = 7800
 LEARNING_RATE = 1.5e-3
@@ -143,7 +146,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         seed: of weights, scenes and prompts.
         workers: processes that draw scenes.
     """
-    steps = steps or STEPS
+    steps = STEPS if steps is None else steps
     torch.set_num_threads(1)
     folder, state = out / "masks", out / "work" / "masks.pt"
     check_begun(state, folder, seed, steps)
@@ -169,7 +172,8 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
         optimisers.step(loss, step / steps)
         average.update_parameters(model)
         if (step + 1) % 25 == 0:
-            print(f"masks {step + 1}/{steps} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
+            passed = time.monotonic() - began
+            log.info("step %d of %d, %.0f s: loss %.3f", step + 1, steps, passed, loss.item())
         if (step + 1) % 200 == 0 or step + 1 == steps:
             save_state(state, parts, seed, step + 1, time.monotonic() - began)
     build_masks(folder, seed)  # for all but the weights
