@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
-from pekit.records import UserError
+from pekit.records import UserError, counted
 
 log = logging.getLogger(__name__)
 
@@ -213,20 +213,26 @@ class LocalLvlm(Lvlm):
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
         import torch
 
+        from pekit.hub import is_out_of_memory
+
         waiting = iter(requests)
         while batch := list(islice(waiting, self._batch_size)):
             while batch:
                 piece, started = batch[: self._batch_size], time.perf_counter()
+                texts: list[str] | None = None
                 try:
                     texts = self._generate(piece)
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
                     if self._batch_size == 1:
                         raise UserError(
                             "one question does not fit in memory: give more --device_ids, or a smaller --vlm_model"
                         ) from None
+                if texts is None:  # only here has the failed pass let go of its memory
                     self._batch_size = -(-self._batch_size // 2)
                     torch.cuda.empty_cache()
-                    log.warning("out of memory: going on with %d questions per batch", self._batch_size)
+                    log.warning("out of memory: going on with %s per batch", counted(self._batch_size, "question"))
                     continue
                 seconds = (time.perf_counter() - started) / len(piece)
                 yield from ((request, Reply(text, "", seconds)) for request, text in zip(piece, texts, strict=True))

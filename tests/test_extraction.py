@@ -108,6 +108,18 @@ class TestAgainstTheMethodDoneSlowly:
 
 
 class TestManifest:
+    def test_a_trial_of_other_settings_is_refused(
+        self, box_run: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        shutil.copytree(box_run / "features", tmp_path / "features")
+        (tmp_path / "data").symlink_to(box_run / "data")
+        before = files_of(tmp_path / "features")
+        run = (*options(tmp_path, models), "--overwrite", "--limit", 1)
+        assert_refused(call(main, *run), "size 518, not 224", "--limit")
+        assert files_of(tmp_path / "features") == before
+        assert_ran(call(main, *run, "--dino_img_size", 518))
+        assert len(files_of(tmp_path / "features")) == len(before)
+
     def test_what_the_views_were_made_with(self, box_run: Path, sam_run: Path) -> None:
         box = json.loads((box_run / "features/yollava/extracted_features/manifest.json").read_text())
         assert box["mask_kind"] == "box" and box["size"] == 518 and box["seed"] == 42
@@ -143,7 +155,7 @@ class TestManifest:
         common = (*common, "--limit", 4)  # one photo of the first concept is new
         result = call(main, *common, "--models", copied)  # the same models in another place
         assert_ran(result)
-        assert "1 views made, 3 kept" in result.stdout
+        assert "1 view made, 3 kept" in result.stdout
 
     def test_overwrite_replaces_views_of_other_models(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
@@ -356,7 +368,7 @@ class TestReferencePhotosThatChange:
         said = "1 photo changed after the views were made, such as YoLLaVA/train/pig-cup/1.png: making the views anew"
         assert said in result.stderr and "could not be read" not in result.stderr
         assert "removing 2 outdated augmented views: --variation augment makes such again" in result.stderr
-        assert "1 views made, 1 kept" in result.stdout
+        assert "1 view made, 1 kept" in result.stdout
         after = files_of(views)
         assert sorted(after) == ["0_0.pt", "0_1.pt", "0_2.pt", "1_0.pt"]
         assert after["1_0.pt"] != before["1_0.pt"]
@@ -385,7 +397,7 @@ class TestReferencePhotosThatChange:
         assert "3 views made, 3 kept" in call(main, *run).stdout
         new = {number: (views / f"1_{number}.pt").read_bytes() for number in range(3)}
         (views / "1_2.pt").write_bytes(old[2])  # a run that was stopped before the last
-        assert "1 views made, 5 kept" in call(main, *run).stdout
+        assert "1 view made, 5 kept" in call(main, *run).stdout
         assert {number: (views / f"1_{number}.pt").read_bytes() for number in range(3)} == new
 
     def test_augmented_views_outlive_an_overwritten_normal_run(
@@ -420,7 +432,7 @@ class TestReferencePhotosThatChange:
         result = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
         assert_ran(result)
         assert f"1 view could not be read, such as {view}: each is made anew" in result.stderr
-        assert "changed" not in result.stderr and "1 views made, 5 kept" in result.stdout
+        assert "changed" not in result.stderr and "1 view made, 5 kept" in result.stdout
         assert stored(view)["img_path"] == "YoLLaVA/train/pig-cup/0.png"
 
     def test_one_that_is_removed(self, folder: Path, models: Path, call: Callable) -> None:

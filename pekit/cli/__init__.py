@@ -365,10 +365,11 @@ def tell_left_out(failed: dict[str, str], total: int) -> int:
 
 
 def _out_of_memory(error: RuntimeError | MemoryError) -> str | None:
-    """The mend, where memory has run out. Torch is looked up, not imported: not loaded, it raised nothing."""
+    """The mend, where memory has run out. The module that knows is looked up: not loaded, it raised nothing."""
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return "there is too little memory: give a smaller --dino_img_size, --batch_size or --num_workers"
-    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+    hub = sys.modules.get("pekit.hub")
+    if hub and hub.is_out_of_memory(error):
         return (
             "the GPU's memory is full: free it, or use another --device, --dtype bfloat16, --models small or, for an "
             "LVLM, more --device_ids or a smaller --vlm_model"

@@ -81,6 +81,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
         seed=args.seed,
         shuffle=args.shuffle,
         overwrite=args.overwrite,
+        limit=args.limit,
     )
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     with parallel.joined(shard):
