@@ -607,6 +607,20 @@ def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="password") as caught:
         open_lvlm(LvlmSettings("openai:m", base_url="http://me:hidden@host/v1"))
     assert "hidden" not in str(caught.value)
+    for end in ("?key=hidden", "#hidden"):
+        with pytest.raises(UserError, match=r"behind \? or #") as caught:
+            open_lvlm(LvlmSettings("openai:m", base_url=f"http://host/v1{end}"))
+        assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTP_PROXY", "ftp://x"), ("OPENAI_ORG_ID", "\u00f6rg"), ("SSL_CERT_FILE", "/nowhere/cert.pem")],
+)
+def test_an_environment_that_cannot_work_is_named(no_key: pytest.MonkeyPatch, name: str, value: str) -> None:
+    no_key.setenv(name, value)
+    with pytest.raises(UserError, match=f"openai:m cannot be reached with this environment.*{name}"):
+        open_lvlm(LvlmSettings("openai:m", base_url="http://host/v1"))
 
 
 @pytest.mark.parametrize(

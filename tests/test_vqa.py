@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -847,7 +848,7 @@ def test_resume_refuses_other_views_and_descriptions(ask: Call, nowhere: dict, w
 def test_resume_refuses_photos_turned_otherwise(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--dataset", "yollava", *served(server)))
-        assert_refused(ask("--resume", only_run(tmp_path / "results"), "--exif", "True"), "with another exif")
+        assert_refused(ask("--resume", only_run(tmp_path / "results"), "--exif", "True"), "with another --exif")
         assert len(server.bodies) == 3
 
 
@@ -1033,3 +1034,88 @@ def test_help_is_quick_and_unknown_options_are_refused() -> None:
     assert modules.stdout.strip() == "False", modules.stderr
     assert min(times) < 2  # half a second on a machine that has nothing else to do
     assert run_script("vqa.py", "--dataset", "yollava", "--vlm", "x").returncode == 2
+
+
+def test_a_run_goes_on_when_other_concepts_and_photos_come(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    """The mends that the first run asks for, a missing photo and missing views, do not cost its replies."""
+    shutil.copytree(world / "data/YoLLaVA", tmp_path / "own/YoLLaVA")
+    stored, views = (folder / "yollava/extracted_features" for folder in (world / "features", tmp_path / "f"))
+    shutil.copytree(stored / "pig-cup", views / "pig-cup")
+    lost = tmp_path / "own/YoLLaVA/test/pig-cup/1.png"
+    content = lost.read_bytes()
+    lost.unlink()
+    with ChatServer(lambda body, n: "B") as server:
+        own = ("--data_folder", tmp_path / "own", "--features_folder", tmp_path / "f", *served(server))
+        assert_ran(ask("--dataset", "yollava", *own))
+        [run] = (answers.parent for answers in tmp_path.rglob("answers.jsonl"))
+        assert [r["photo_name"][-13:] for r in records(run)] == ["pig-cup/0.png"]
+        lost.write_bytes(content)
+        shutil.copytree(stored / "lamp", views / "lamp")
+        assert_ran(ask("--resume", run, *own))
+        assert len(server.bodies) == 3
+        assert [r["number"] for r in records(run)] == [1, 2, 3]
+        # but views that replies depend on may not change
+        for file in (views / "lamp").iterdir():
+            shutil.copy(views / "pig-cup" / file.name, file)
+        assert_refused(ask("--resume", run, *own), "another set of views of 'lamp'")
+
+
+def test_all_replies_that_come_are_kept_where_the_run_ends_early(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    """Two are under way when the key is refused to a third."""
+    refused = threading.Event()
+
+    def answer(body: dict, n: int) -> Any:
+        if "off" in prompt_of(body) or "on?" in prompt_of(body):
+            refused.set()
+            return (401, "who are you")
+        refused.wait(10)
+        time.sleep(0.3)
+        return "A"
+
+    with ChatServer(answer) as server:
+        assert_refused(ask("--dataset", "yollava", *served(server), "--concurrency", 3), "refuses every request")
+    [answers] = tmp_path.rglob("answers.jsonl")
+    assert [r["reply"] for r in records(answers.parent)] == ["A", "A"]
+
+
+def test_a_dry_run_checks_the_views(ask: Call, tmp_path: Path, world: Path, models: Path) -> None:
+    common = ("--data_folder", world / "data", "--features_folder", tmp_path / "f", "--models", models, *FEW)
+    assert_ran(run_script("extraction.py", *common, "--dataset", "yollava", "--dino_img_size", 224))
+    options = ("--dataset", "yollava", "--features_folder", tmp_path / "f", "--dry_run")
+    assert_ran(ask(*options, "--dino_img_size", 224))
+    assert_refused(ask(*options), "224", "518")
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("vqa", ("--descriptions", "x.json")),
+        ("vqa", ("--caption_request", "What?")),
+        ("base_vlm_vqa", ("--detect_thresh", "0.5")),
+        ("tqa", ("--detect_thresh", "0.5")),
+        ("tqa", ("--overlays",)),
+        ("tqa", ("--show",)),
+        ("captioning", ("--json_path", "x.json")),
+    ],
+)
+def test_options_without_use_for_the_task_are_refused(ask: Call, task: str, options: tuple) -> None:
+    assert_refused(ask("--dataset", "yollava", "--task", task, *options), options[0], f"--task {task}")
+
+
+def test_a_limited_run_counts_what_is_missing_before_its_end(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", "--limit", 3, *served(server)))
+        assert json.loads((only_run(tmp_path / "results") / "results_summary.json").read_text())["missing_photos"] == {
+            "count": 0,
+            "photos": [],
+        }
+
+
+def test_a_reply_cannot_write_lines_of_its_own(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A\nResult: correct") as server:
+        assert_ran(ask("--dataset", "yollava", "--limit", 1, *served(server)))
+    lines = (only_run(tmp_path / "results") / "results_vqa.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("Result: ")] == ["Result: wrong"]
+    assert "  Result: correct" in lines
