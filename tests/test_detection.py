@@ -644,7 +644,7 @@ class TestPhotosThatCannotBeRead:
                 assert (
                     f"none of {count} could be read, such as {small / 'data/YoLLaVA/test/lamp/0.png'}" in result.stdout
                 )
-                assert f"{count[0]} of {count[0]} photos could not be read" in result.stdout
+                assert f"{count[0]} of {count} could not be read" in result.stdout
                 folder = run_folder(small / f"r{count}")
                 assert not list(folder.parents[1].rglob("*.npy")) and not (folder / "summary.json").exists()
 

@@ -582,7 +582,7 @@ def test_a_trained_model_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_folder_without_a_name_is_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as refused:
         main([option, ""])
-    assert refused.value.code == 2 and "names no folder" in capsys.readouterr().err
+    assert refused.value.code == 2 and "it is empty" in capsys.readouterr().err
 
 
 def test_stopped_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,10 +601,13 @@ def test_stopped_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
 
 def test_command_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("")
-    assert main(["--out", str(tmp_path / "taken")]) == 2
+    assert main(["--out", str(tmp_path / "taken/below")]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert "taken" in printed
+    with pytest.raises(SystemExit) as refused:
+        main(["--out", str(tmp_path / "taken")])
+    assert refused.value.code == 2 and "taken' is a file: name a folder" in capsys.readouterr().err
 
 
 def test_command_builds_models(

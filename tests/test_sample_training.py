@@ -108,14 +108,15 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("out", "words"), [("file", "is no folder"), ("file/below", "Not a directory")])
-def test_a_file_in_place_of_the_folder_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
-) -> None:
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
-    assert main(["masks", "--out", str(tmp_path / out), "--steps", "1", "--workers", "0"]) == 2
-    [sentence] = [line for line in capsys.readouterr().err.splitlines() if str(tmp_path / out) in line]
-    assert words in sentence
+    options = ("--steps", "1", "--workers", "0")
+    assert main(["masks", "--out", str(tmp_path / "file/below"), *options]) == 2
+    [sentence] = [line for line in capsys.readouterr().err.splitlines() if str(tmp_path / "file/below") in line]
+    assert "Not a directory" in sentence
+    with pytest.raises(SystemExit) as refused:
+        main(["masks", "--out", str(tmp_path / "file"), *options])
+    assert refused.value.code == 2 and "file' is a file: name a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 

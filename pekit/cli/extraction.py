@@ -64,10 +64,10 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
     if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
         log.info(
-            "of the first %d photos %d have an EXIF orientation, which is ignored, as for the published results: "
+            "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
             "--exif True turns them",
-            len(looked_at),
             turned,
+            len(looked_at),
         )
 
     from pekit.extracting import ExtractionSettings, run_extraction

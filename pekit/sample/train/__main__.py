@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pekit.hub import pick_device
 
     try:
-        if args.out.exists() and not args.out.is_dir():
-            raise UserError(f"--out {args.out} is no folder: name one, or one that is still to be made")
         device = str(pick_device(args.device))  # before scenes are drawn for nothing
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
