@@ -88,7 +88,8 @@ def concept_of_folder(dataset: str, folder: str) -> Concept:
     return Concept(folder, prompt, name)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name without what does not tell names apart: case, ``_``, apostrophes, forms of accented letters."""
     name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
     return re.sub(r"[\s_]+", " ", name).strip().casefold()
 
@@ -112,7 +113,7 @@ def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
         (short, lambda concept: without_category(concept.key)),
         (without_category(short), lambda concept: concept.key),
     ):
-        found = [concept for concept in concepts if _folded(name_of(concept)) == _folded(wanted)]
+        found = [concept for concept in concepts if folded(name_of(concept)) == folded(wanted)]
         if len(found) > 1:
             folders = " or ".join(concept.key for concept in found)
             raise UserError(f'"{short}" may mean the concept {folders}: use the whole name, or rename one folder')
@@ -125,8 +126,8 @@ def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
     index = {}
     for i, name in enumerate(published(dataset, multi_concept)):
         folder = without_category(name) if dataset == "yollava" else name
-        index[_folded(folder)] = i
-        index.setdefault(_folded(name), i)
+        index[folded(folder)] = i
+        index.setdefault(folded(name), i)
     return index
 
 
@@ -134,10 +135,10 @@ def _in_published_order(folders: list[str], dataset: str, multi_concept: bool) -
     """Put folders in the published order, others behind; name in a warning what is missing and what is extra."""
     index = _published_index(dataset, multi_concept)
     names = published(dataset, multi_concept)
-    known = [folder for folder in folders if _folded(folder) in index]
-    extra = [folder for folder in folders if _folded(folder) not in index]
-    known.sort(key=lambda folder: index[_folded(folder)])
-    found = {index[_folded(folder)] for folder in known}
+    known = [folder for folder in folders if folded(folder) in index]
+    extra = [folder for folder in folders if folded(folder) not in index]
+    known.sort(key=lambda folder: index[folded(folder)])
+    found = {index[folded(folder)] for folder in known}
     missing = [name for i, name in enumerate(names) if i not in found]
     if not known:
         log.warning(

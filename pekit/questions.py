@@ -23,11 +23,11 @@ from typing import Any
 from pekit.datasets import (
     IMAGE_SUFFIXES,
     ROOTS,
-    _folded,
     check_part,
     concept_folders,
     concept_of_folder,
     find_root,
+    folded,
     published,
     resolve_name,
     split_folder,
@@ -164,16 +164,16 @@ def nameable_concepts(
         folders = [folder.name for folder in concept_folders(references)]
     except UserError:
         folders = []  # questions and photos may lie elsewhere
-    present = {_folded(concept.key): concept for concept in stored}
+    present = {folded(concept.key): concept for concept in stored}
     for folder in folders:
-        present.setdefault(_folded(folder), concept_of_folder(dataset, folder))
+        present.setdefault(folded(folder), concept_of_folder(dataset, folder))
     # by its folder's name or by that of the published list, which has a category more
     own = set(present)
     for listed in published(dataset, multi_concept):
         short = without_category(listed)
-        if not own & {_folded(listed), _folded(short)}:
+        if not own & {folded(listed), folded(short)}:
             folder = short if dataset == "yollava" else listed
-            present[_folded(folder)] = concept_of_folder(dataset, folder)
+            present[folded(folder)] = concept_of_folder(dataset, folder)
     return tuple(present.values())
 
 

@@ -37,7 +37,7 @@ class Concept:
 
     Attributes:
         key: name of the concept's folder on disk; also the folder of its views.
-        prompt: grounding words, lower case and closed with a full stop (method: "alexs hat hat.").
+        prompt: grounding words, lower case and closed with a full stop ("alexs hat hat.").
         name: display name ("Alex's hat").
     """
 
