@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -392,7 +393,13 @@ def save_overlay(image: Image.Image, query: Query, folder: Path) -> Path:
 def show_overlay(image: Image.Image, query: Query) -> None:
     """Open what the LVLM is shown in the system's viewer."""
     if not ImageShow.show(image, title=query.photo_name):
-        log.warning("--show: this system has no viewer; --overlays keeps the outlined photos")
+        _tell_of_no_viewer()
+
+
+@cache
+def _tell_of_no_viewer() -> None:
+    """Once, not for every photo."""
+    log.warning("--show: this system has no viewer; --overlays keeps the outlined photos")
 
 
 def dry_run(questions: QuestionFile, concepts: Sequence[Concept], settings: VqaSettings, models: ModelSettings,

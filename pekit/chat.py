@@ -25,6 +25,7 @@ OPENAI_HOST = "api.openai.com"
 LONGEST_WAIT = 60.0
 HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
 OF_ONE_QUESTION = (403, 404)  # those that may speak of the question, where others have been answered
+UNREACHED = ("ConnectError", "ProxyError")  # the HTTP library's names where no connection was made
 PASSING = (408, 409, 429)  # and all from 500
 SHOWN_LETTERS = 200
 
@@ -146,6 +147,7 @@ class Chat:
         self._stopped = threading.Event()
         self._refused: set[str] = set()  # parameters that this model does not take
         self._answered = False
+        self._there = False  # whether anybody has been heard of at the address
 
     @property
     def refused(self) -> list[str]:
@@ -182,9 +184,11 @@ class Chat:
             asked_wait, unreached = 0.0, False
             try:
                 reply = read_completion(self._completion(messages, parameters))
-                self._answered = True
+                self._answered = self._there = True
             except openai.APIError as error:
                 status = getattr(error, "status_code", None)  # None: no connection, or a time-out
+                unreached = type(error.__cause__).__name__ in UNREACHED
+                self._there = self._there or not unreached
                 if status in HOPELESS and not (self._answered and status in OF_ONE_QUESTION):
                     # why a key is refused is not shown: servers quote it, masked in ways of their own
                     why = self._shown(error) if status == 404 else f"{type(error).__name__}, status {status}"
@@ -195,7 +199,6 @@ class Chat:
                 reason, asked_wait = self._shown(error), _asked_wait(error)
                 if not _may_pass(error):
                     break
-                unreached = status is None and not isinstance(error, openai.APITimeoutError)
                 continue
             except CutError:
                 raise ChatError(
@@ -212,7 +215,7 @@ class Chat:
             if accepted is not None:
                 return accepted, reply
             reason = f"the reply was '{self._clean(reply)}'"
-        if unreached and not self._answered and not self._stopped.is_set():
+        if unreached and not self._there and not self._stopped.is_set():
             raise UserError(
                 f"{self._endpoint.option}: nobody answers at {self._client.base_url} ({reason}): start the server, or "
                 "check address and proxies"

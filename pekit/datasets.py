@@ -366,8 +366,11 @@ def query_photos(
     folders = concept_folders(folder)
     _warn_of_stray(folder, folders)
     for own in folders:
-        # Elsewhere a part of a name is no category, so that `mug` or `my-mug-fake` may well be other things.
+        # Elsewhere a part of a name is no category, so that `mug` may well be another thing than `mug-green`; and
+        # nowhere is `mug-fake` one of `mug`.
         meant = resolve_name(own.name, concepts) if dataset == "this-is-my" else None
+        if meant and folded(own.name) not in map(folded, (meant.key, meant.name, without_category(meant.key))):
+            meant = None
         for path in list_photos(own):
             photos.append(_photo(path, data_folder, _shown(path, meant.key if meant else own.name, concepts)))
     if not photos:

@@ -70,7 +70,7 @@ def write_results(
     """
     read = [photo for photo in photos if photo.name not in failed]
     if not read:
-        # Part files and no summary: the same command goes on with this run, as when a drive is there again.
+        # Part files and no summary: the same command tries again.
         return [f"none of {counted(len(photos), 'photo')} could be read, such as {next(iter(failed.values()))}"]
     tables = []
     with closing(results.StoredRecords(sorted(folder.glob("part-*.jsonl")))) as records:

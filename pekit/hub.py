@@ -154,9 +154,9 @@ def _explained(option: str, source: str) -> Iterator[None]:
     """Turn the library's errors about missing or damaged checkpoints into one sentence with the mend."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except LOADING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         if Path(source).expanduser().is_dir():
             mend = "check that the folder is complete"
         else:
@@ -232,8 +232,8 @@ def pick_device(device: str) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full; only that of torch's own CUDA allocator has a class."""
-    words = r"(CUDA|HIP) error: out of memory|MPS backend out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED"
+    """Whether an error says that memory is full; only that of torch's own CUDA allocator has a class."""
+    words = r"(CUDA|HIP) error: out of memory|MPS backend out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CPUAllocator"
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
     )

@@ -189,8 +189,8 @@ class LocalLvlm(Lvlm):
             )
         # What else a checkpoint's generation_config.json asks for, such as a penalty on words said before, would make
         # other than the likeliest word win; generate() falls back on it for all that is not spelled out.
-        own = self._model.generation_config
-        self._model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in TOKEN_IDS})
+        if own := getattr(self._model, "generation_config", None):  # a checkpoint's own code may do without
+            self._model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in TOKEN_IDS})
 
     def _slow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""

@@ -78,7 +78,7 @@ class _Steps:
                     raise
                 if self.piece == 1:
                     raise UserError(
-                        "one photo does not fit in the GPU's memory: use --dtype bfloat16 or --models small"
+                        "one photo does not fit in memory: use --dtype bfloat16 or --models small"
                     ) from None
             # not before the error is gone: its traceback holds what the pass that failed had computed
             self.piece = -(-self.piece // 2)

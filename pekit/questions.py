@@ -167,8 +167,8 @@ def nameable_concepts(
     present = {folded(concept.key): concept for concept in stored}
     for folder in folders:
         present.setdefault(folded(folder), concept_of_folder(dataset, folder))
-    # by its folder's name or by that of the published list, which has a category more
-    own = set(present)
+    # A published concept that is not here must not make a name of one that is mean two.
+    own = {folded(name) for c in present.values() for name in (c.key, c.name, without_category(c.key))}
     for listed in published(dataset, multi_concept):
         short = without_category(listed)
         if not own & {folded(listed), folded(short)}:
@@ -243,14 +243,14 @@ def concepts_of_key(key: str, concepts: Sequence[Concept]) -> tuple[Concept, ...
     if whole := resolve_name(key, concepts):
         return (whole,)
     for place, letter in enumerate(key):
-        head = _head(key[:place], concepts) if letter == "_" else None
+        head = _unless_ambiguous(key[:place], concepts) if letter == "_" else None
         if head and (rest := concepts_of_key(key[place + 1 :].removeprefix("and_"), concepts)):
             return (head, *rest)
     return ()
 
 
-def _head(name: str, concepts: Sequence[Concept]) -> Concept | None:
-    """The concept that the first part of a key means; none where it may mean several, as only whole keys must not."""
+def _unless_ambiguous(name: str, concepts: Sequence[Concept]) -> Concept | None:
+    """The concept that a name means; None where there is none, or it may mean several."""
     try:
         return resolve_name(name, concepts)
     except UserError:
@@ -278,7 +278,7 @@ def read_questions(file: Path, concepts: Sequence[Concept], folders: Sequence[Pa
     described = {
         concept.key: text
         for name, text in (descriptions or {}).items()
-        for concept in concepts_of_key(name, concepts)[:1]
+        if (concept := _unless_ambiguous(name, concepts))
     } | (descriptions or {})
     unread: Counter[str] = Counter()
     items: list[Item] = []

@@ -139,6 +139,8 @@ def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
     prints = [{role: m["fingerprint"] for role, m in some.get("models", {}).items()} for some in (views, others)]
     if prints[0] != prints[1]:
         return "set of models"
+    if views and "concepts" not in views:  # of an earlier version
+        return "" if views["views_digest"] == others.get("views_digest") else "set of views"
     before, now = views.get("concepts", {}), others.get("concepts", {})
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     for key in changed:

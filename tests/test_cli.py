@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, assert_ran, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
 from pekit import cli, pictures
-from pekit.cli import detection, extraction
+from pekit.cli import detection, extraction, vqa
 from pekit.records import UserError
 
 SCRIPTS = ("extraction.py", "detection.py")
@@ -62,6 +62,10 @@ class TestDefaults:
         (tmp_path / "grounding").mkdir()
         settings = cli.model_settings(parse(detection, *options))
         assert settings.features == "my/dino@abc"
+        asking = parse(vqa, "--models", str(tmp_path))
+        assert cli.model_settings(asking, ()).features == str(tmp_path / "features")
+        with pytest.raises(UserError, match="holds lvlm/"):
+            cli.model_settings(asking, ("lvlm",))
         assert settings.grounding == str(tmp_path / "grounding")
 
     def test_least_areas_of_automatic_masks(self) -> None:

@@ -280,6 +280,18 @@ class TestQueryPhotos:
             f"This-is-My-Img/Single-concept/test/{split}/{key}/q0.png" for key in self.HATS
         ]
 
+    def test_folders_of_this_is_my_may_leave_a_category_out_but_not_add_one(self, tmp_path: Path) -> None:
+        write_this_is_my(tmp_path, ("Alexs hat-hat", "mug"), test=1)
+        positive = tmp_path / "This-is-My-Img/Single-concept/test/Positive"
+        (positive / "Alexs hat-hat").rename(positive / "Alexs hat")
+        (positive / "mug").rename(positive / "mug-fake")
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
+        assert {photo.path.parent.name: photo.concepts for photo in photos} == {
+            "Alexs hat": ("Alexs hat-hat",),
+            "mug-fake": ("mug-fake",),
+        }
+
     def test_a_split_that_is_not_there(self, tmp_path: Path) -> None:
         write_this_is_my(tmp_path, self.HATS)
         shutil.rmtree(tmp_path / "This-is-My-Img/Single-concept/test/Fake")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 from vqa_fixtures import NO_COMPLETIONS, SECRET, ChatServer, prompt_of
 
 from pekit.answers import PERSONALISED, Answer, Query
-from pekit.chat import Patience
+from pekit.chat import Endpoint, Patience
 from pekit.grading import (
     JUDGE_INSTRUCTION,
     Judge,
+    JudgeSettings,
     exact_match,
     grade,
     read_judge_settings,
@@ -275,6 +278,24 @@ def test_no_server_stops_the_run_and_is_named(tmp_path: Path) -> None:
         judge = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=1))
     with pytest.raises(UserError, match=f"nobody answers at {server.address}.*refused.*start the server"):
         judge.verdict("?", "a", "b")
+
+
+def test_a_server_that_drops_a_request_is_there(tmp_path: Path) -> None:
+    """It may be this question alone that it fails at."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drop() -> None:
+            for _ in range(2):
+                connection, _ = listening.accept()
+                connection.recv(1000)
+                connection.close()
+
+        threading.Thread(target=drop, daemon=True).start()
+        base = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        endpoint = Endpoint("the judge", "judge-1", SECRET, base)
+        judge = Judge(JudgeSettings(endpoint, {}), Patience(attempts=2, first_wait=0.01, timeout=5), tmp_path)
+        verdict = judge.verdict("?", "a", "b")
+    assert verdict.correct is None and "APIConnectionError" in verdict.reason
 
 
 def test_a_server_that_goes_after_a_while_leaves_ungraded(tmp_path: Path) -> None:

@@ -458,6 +458,8 @@ def test_a_published_concept_in_a_folder_of_another_of_its_names_is_there_once(t
     for stored, dataset, key in (
         (own_concepts("pig-cup-cup"), "yollava", "pig-cup"),
         ((concept_of_folder("this-is-my", "Alexs hat"),), "this-is-my", "Alexs hat-hat"),
+        ((concept_of_folder("this-is-my", "Alexs hat-cap"),), "this-is-my", "Alexs hat"),
+        (own_concepts("thao-woman"), "yollava", "thao"),
     ):
         known = nameable_concepts(stored, tmp_path, dataset, False)
         assert [concept.key for concept in concepts_of_key(key, known)] == [stored[0].key]

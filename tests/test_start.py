@@ -112,6 +112,7 @@ def test_the_users_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "file").touch()
     with pytest.raises(argparse.ArgumentTypeError, match="is a file"):
         cli.folder("~/file")
+    assert cli.folder("x" * 300).name == "x" * 300
     with pytest.raises(argparse.ArgumentTypeError, match="UTF-8"):
         cli.path("fr\udcfc.json")
 
@@ -126,6 +127,8 @@ def test_the_users_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("--device_ids", "-1"),
         ("--device_ids", ""),
         ("--models", ""),
+        ("--models", "~nosuchuser/m"),
+        ("--features_folder", "~nosuchuser/f"),
         ("--dino_model", " "),
     ],
 )

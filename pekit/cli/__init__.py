@@ -112,13 +112,22 @@ def path(text: str) -> Path:
     """Read a file's or folder's name; ``~`` is the user's folder, also behind ``=``, where no shell reads it so."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
-    return Path(sentence(text)).expanduser()
+    try:
+        return Path(sentence(text)).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"'{text}' names the folder of a user that is not known here") from None
+
+
+def checkpoint(text: str) -> str:
+    """Read a hub id, a set of checkpoints or a folder; as it is, for what it is shows later."""
+    path(text)
+    return text
 
 
 def folder(text: str) -> Path:
     """Read a folder's name, of one that is there or is to be made."""
     named = path(text)
-    if named.exists() and not named.is_dir():
+    if os.path.exists(named) and not os.path.isdir(named):  # these raise nothing, whatever the name
         raise argparse.ArgumentTypeError(f"'{text}' is a file: name a folder")
     return named
 
@@ -261,7 +270,7 @@ def model_options() -> argparse.ArgumentParser:
     group = parent.add_argument_group("models")
     group.add_argument(
         "--models",
-        type=sentence,
+        type=checkpoint,
         default="paper",
         help="Set of checkpoints: paper (default), small (published smaller ones), sample (bundled ones, which know "
         "drawn objects only), or a folder with grounding/, masks/, features/ and, for vqa.py, lvlm/ in it.",
@@ -273,7 +282,7 @@ def model_options() -> argparse.ArgumentParser:
     ):
         group.add_argument(
             option,
-            type=sentence,
+            type=checkpoint,
             help=f"{what} checkpoint in place of the set's: hub id, id@revision or local folder.",
         )
     group.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), or a torch device.")
@@ -308,8 +317,12 @@ def default_workers() -> int:
     return min(8, (os.cpu_count() or 2) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def model_settings(args: argparse.Namespace) -> ModelSettings:
+def model_settings(args: argparse.Namespace, used: Sequence[str] = ("grounding", "features")) -> ModelSettings:
     """Resolve the set of checkpoints and the options that replace single ones.
+
+    Args:
+        args: the options.
+        used: roles whose folders must be there where ``--models`` is a folder; masks are not needed by every run.
 
     Raises:
         UserError: ``--models`` names neither a set nor a folder of checkpoints, or ``--device`` and ``--device_ids``
@@ -319,8 +332,8 @@ def model_settings(args: argparse.Namespace) -> ModelSettings:
         raise UserError(f"--device {args.device} and --device_ids name GPUs twice: leave out one of the two")
     chosen = model_set(args.models)
     roles = {role: getattr(args, option) or chosen[role] for role, option in MODEL_OPTIONS.items()}
-    for role in ("grounding", "features"):  # masks/ is not needed by all
-        if args.models not in MODEL_SETS and roles[role] == chosen[role] and not Path(chosen[role]).is_dir():
+    for role in used if args.models not in MODEL_SETS else ():
+        if roles.get(role, chosen[role]) == chosen[role] and not Path(chosen[role]).is_dir():
             raise UserError(
                 f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder that holds {role}/: give one "
                 "of these, or a folder with grounding/, masks/ and features/ in it"

@@ -82,7 +82,7 @@ def _asking_options(group: argparse._ArgumentGroup) -> None:
 def _lvlm_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vlm_model",
-        type=cli.sentence,
+        type=cli.checkpoint,
         help="Hub id, id@revision or folder of an image-text-to-text model of transformers, or openai:<name> for a "
         "served one (without it, the set's: of paper, OpenGVLab/InternVL3-14B).",
     )
@@ -185,10 +185,12 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
-    task, models = TASKS[args.task], cli.model_settings(args)
-    _check_task(args, task)
-    concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
+    task = TASKS[args.task]
     unaided = task.text_only or not task.personalised
+    models = cli.model_settings(args, ("lvlm",) * (not args.vlm_model) if unaided else ("grounding", "features"))
+    if not args.resume:  # what it was begun with cannot be left out
+        _check_task(args, task)
+    concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
     if task.captions:
         found = _caption_requests(args, concepts)
     else:
@@ -248,7 +250,7 @@ def _questions(
     described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
     texts = questions.read_descriptions(described) if described else None
     found = questions.read_questions(file, concepts, folders, args.dataset, text_only, askable, texts)
-    if described and not any(item.question.context for item in found.items):
+    if args.descriptions and not any(item.question.context for item in found.items):
         raise UserError(
             f"{described} describes none of the concepts asked about, such as '{found.items[0].subject}': name "
             "another with --descriptions, or mend its names"

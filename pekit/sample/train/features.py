@@ -306,7 +306,7 @@ class Steps(Dataset[Batch]):
         """A group by its number: remembered, or drawn again."""
         if number not in self._drawn:
             if len(self._drawn) == self._room:
-                del self._drawn[min(self._drawn)]  # the first that no step will look at any more
+                del self._drawn[min(self._drawn)]  # the first that steps will stop to look at
             self._drawn[number] = draw_group((self._seed, number))
         return self._drawn[number]
 
