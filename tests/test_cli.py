@@ -64,8 +64,8 @@ class TestDefaults:
         assert settings.features == "my/dino@abc"
         asking = parse(vqa, "--models", str(tmp_path))
         assert cli.model_settings(asking, ()).features == str(tmp_path / "features")
-        with pytest.raises(UserError, match="holds lvlm/"):
-            cli.model_settings(asking, ("lvlm",))
+        with pytest.raises(UserError, match="--models nowhere is neither"):
+            cli.model_settings(parse(vqa, "--models", "nowhere"), ())
         assert settings.grounding == str(tmp_path / "grounding")
 
     def test_least_areas_of_automatic_masks(self) -> None:

@@ -284,10 +284,10 @@ def test_a_place_that_torchrun_did_not_give(data: Path, models: Path) -> None:
 
 
 WAITING = """
-import sys, time
+import os, time
 from pekit import parallel
 def work(argv):
-    print("begun", flush=True)
+    os.write(1, b"begun\\n")  # at once: what two print may be mixed
     time.sleep(300)
 if __name__ == "__main__":
     parallel.PATIENCE = 0.5

@@ -332,12 +332,14 @@ def model_settings(args: argparse.Namespace, used: Sequence[str] = ("grounding",
         raise UserError(f"--device {args.device} and --device_ids name GPUs twice: leave out one of the two")
     chosen = model_set(args.models)
     roles = {role: getattr(args, option) or chosen[role] for role, option in MODEL_OPTIONS.items()}
-    for role in used if args.models not in MODEL_SETS else ():
-        if roles.get(role, chosen[role]) == chosen[role] and not Path(chosen[role]).is_dir():
-            raise UserError(
-                f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder that holds {role}/: give one "
-                "of these, or a folder with grounding/, masks/ and features/ in it"
-            )
+    own = Path(args.models).expanduser()
+    lacking = [f"{role}/" for role in used if roles[role] == chosen[role] and not (own / role).is_dir()]
+    if args.models not in MODEL_SETS and (lacking or not own.is_dir()):
+        raise UserError(
+            f"--models {args.models} is neither {', '.join(MODEL_SETS)} nor a folder that holds "
+            f"{lacking[0] if lacking else 'checkpoints'}: give one of these, or a folder with grounding/, masks/ and "
+            "features/ in it"
+        )
     return ModelSettings(
         **roles,
         device=args.device,

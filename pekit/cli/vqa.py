@@ -187,7 +187,7 @@ def _command(args: argparse.Namespace, argv: list[str]) -> int:
 def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     task = TASKS[args.task]
     unaided = task.text_only or not task.personalised
-    models = cli.model_settings(args, ("lvlm",) * (not args.vlm_model) if unaided else ("grounding", "features"))
+    models = cli.model_settings(args, () if unaided else ("grounding", "features"))
     if not args.resume:  # what it was begun with cannot be left out
         _check_task(args, task)
     concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
