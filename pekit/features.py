@@ -173,8 +173,8 @@ def pool_masks(grid: torch.Tensor, members: np.ndarray) -> tuple[torch.Tensor, n
 
     Returns:
         descriptors f32 (U, D) of the U masks that have patches, in their order, on the grid's device; unlike in
-        ``pool_boxes``, equal masks have one each. And
-        which int64 (M,), the descriptor of each mask, -1 for one without patches.
+        ``pool_boxes``, equal masks have one each. And which int64 (M,), the descriptor of each mask, -1 for one
+        without patches.
     """
     flat = members.reshape(len(members), grid.shape[0] * grid.shape[1])
     counts = flat.sum(1)

@@ -161,8 +161,7 @@ def choose_views(
     for place, (stem, augmentation) in enumerate(views):
         photos.setdefault(stem, {})[augmentation] = place
     if variation == "normal":
-        released = not (folder / MANIFEST).is_file()
-        number = {stem: 1 if released and set(own) == {1} else 0 for stem, own in photos.items()}
+        number = {stem: int(set(own) == {1} and not (folder / MANIFEST).is_file()) for stem, own in photos.items()}
         photos = {stem: {0: own[number[stem]]} for stem, own in photos.items() if number[stem] in own}
     if not photos:
         raise UserError(

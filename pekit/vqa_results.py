@@ -121,7 +121,7 @@ def question_text(answer: Answer) -> str:
         f"Result: {outcome}",
     ]
     # a line of its own in a reply would read like one of these
-    return "".join(f"{line}\n".replace("\n", "\n  ", line.count("\n")) for line in lines)
+    return "".join(line.replace("\n", "\n  ") + "\n" for line in lines)
 
 
 def summary_text(summary: dict) -> str:

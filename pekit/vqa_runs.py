@@ -142,11 +142,8 @@ def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
     if views and "concepts" not in views:  # of an earlier version
         return "" if views["views_digest"] == others.get("views_digest") else "set of views"
     before, now = views.get("concepts", {}), others.get("concepts", {})
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    for key in changed:
-        if matched is None or key in matched:
-            return f"set of views of '{key}'"
-    return ""
+    changed = (key for key in {**before, **now} if before.get(key) != now.get(key))
+    return next((f"set of views of '{key}'" for key in changed if matched is None or key in matched), "")
 
 
 def describe_lvlm(folder: Path, config: dict, description: dict) -> None:

@@ -110,8 +110,6 @@ def flag(text: str) -> bool:
 
 def path(text: str) -> Path:
     """Read a file's or folder's name; ``~`` is the user's folder, also behind ``=``, where no shell reads it so."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a name, or leave the option out")
     try:
         return Path(sentence(text)).expanduser()
     except RuntimeError:
@@ -135,7 +133,7 @@ def folder(text: str) -> Path:
 def sentence(text: str) -> str:
     """Read a text that is to be asked or written; the empty one may be of a shell variable that is not set."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a text, or leave the option out")
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option out")
     try:
         text.encode()
     except UnicodeEncodeError:

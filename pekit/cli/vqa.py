@@ -297,9 +297,7 @@ def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
     without = dict.fromkeys(item.subject for item in found.items if args.task == "tqa" and not item.question.context)
     if without:
         names = ", ".join(list(without)[: questions.SHOWN])
-        log.warning(
-            "%s: there is no description, so the question is asked alone (--descriptions): %s", args.task, names
-        )
+        log.warning("there is no description (--descriptions) of some, whose questions are asked alone: %s", names)
 
 
 def _settings(args: argparse.Namespace) -> VqaSettings:
