@@ -107,12 +107,17 @@ class TestAgainstTheMethodDoneSlowly:
         assert seen > 4
 
 
+def own_views(run: Path, folder: Path) -> None:
+    """A copy of a run's views, for a test to change, and its data."""
+    shutil.copytree(run / "features", folder / "features")
+    (folder / "data").symlink_to(run / "data")
+
+
 class TestManifest:
     def test_a_trial_of_other_settings_is_refused(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
     ) -> None:
-        shutil.copytree(box_run / "features", tmp_path / "features")
-        (tmp_path / "data").symlink_to(box_run / "data")
+        own_views(box_run, tmp_path)
         before = files_of(tmp_path / "features")
         run = (*options(tmp_path, models), "--overwrite", "--limit", 1)
         assert_refused(call(main, *run), "size 518, not 224", "--limit")
@@ -183,8 +188,7 @@ class TestManifest:
     def test_overwrite_removes_nothing_before_the_models_are_ready(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
     ) -> None:
-        shutil.copytree(box_run / "features", tmp_path / "features")
-        (tmp_path / "data").symlink_to(box_run / "data")
+        own_views(box_run, tmp_path)
         before = files_of(tmp_path / "features")
         result = call(main, *options(tmp_path, models), "--overwrite", "--dino_img_size", 225)
         assert_refused(result, "--dino_img_size", "225")
@@ -195,8 +199,7 @@ class TestManifest:
     def test_a_manifest_without_views_keeps_nothing_out(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
     ) -> None:
-        shutil.copytree(box_run / "features", tmp_path / "features")
-        (tmp_path / "data").symlink_to(box_run / "data")
+        own_views(box_run, tmp_path)
         folder = tmp_path / "features/yollava/extracted_features"
         for view in folder.glob("*/*.pt"):
             view.unlink()
@@ -206,8 +209,7 @@ class TestManifest:
     def test_overwriting_other_views_that_is_stopped_leaves_none_of_them(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shutil.copytree(box_run / "features", tmp_path / "features")
-        (tmp_path / "data").symlink_to(box_run / "data")
+        own_views(box_run, tmp_path)
         run = (*options(tmp_path, models), "--n_training_views", 1)  # at another size
 
         def stop(*args: object) -> None:
