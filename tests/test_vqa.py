@@ -879,9 +879,13 @@ def test_a_run_started_elsewhere_says_where(
     assert f"the run was started in {tmp_path}: " in result.stderr
 
 
-def test_regrade_refuses_a_dry_run_and_thresholds_are_similarities(ask: Call, tmp_path: Path) -> None:
+def test_regrade_refuses_what_it_has_no_use_for(call: Call, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    assert_refused(ask("--regrade", tmp_path, "--dry_run"), "--dry_run", "--regrade")
+    for option in (("--dry_run",), ("--limit", 2), ("--task", "vqa_names"), ("--detect_thresh", 0.8)):
+        assert_refused(call(main, "--regrade", tmp_path, "--grader", "exact", *option), option[0], "--regrade")
+
+
+def test_thresholds_are_similarities(ask: Call) -> None:
     for value in ("75", "nan", "0.5,0.6"):
         assert_refused(ask("--detect_thresh", value), "--detect_thresh", value)
 

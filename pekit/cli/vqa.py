@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # torch comes with these
 
 log = logging.getLogger(__name__)
 
+GRADING = ("regrade", "grader", "config", "concurrency", "retries", "retry_wait", "timeout")
+PLACES = ("data_folder", "features_folder", "save_folder")  # may have moved since
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of vqa.py."""
@@ -350,8 +353,10 @@ def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
 def _regrade(args: argparse.Namespace) -> int:
     from pekit import vqa_runs
 
-    if args.dry_run:
-        raise UserError("--dry_run shows what would be asked, --regrade asks nothing anew: leave one of them out")
+    begun = vars(build_parser().parse_args(read_config(args.regrade)["argv"]))
+    for name, value in vars(args).items():
+        if value != begun[name] and name not in GRADING + PLACES:
+            raise UserError(f"--{name} is of no use for --regrade, which asks nothing anew: leave it out")
     judge = _judge(args, any(answer.query.open for answer in vqa_runs.stored_answers(args.regrade)))
     return _print(vqa_runs.regrade(args.regrade, args.grader, judge, args.concurrency))
 
