@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -93,6 +95,17 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+_held: WeakSet[IO] = WeakSet()
+
+
+def _let_go() -> None:
+    for lock in list(_held):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)  # loader workers outlive a process that is killed by some seconds
+
+
 def claim(folder: Path) -> IO | None:
     """Hold a run folder for as long as the process lives, or the file returned is open.
 
@@ -111,6 +124,7 @@ def claim(folder: Path) -> IO | None:
         if error.errno not in NO_LOCKS:
             raise
         log.warning("%s has no file locks (%s): do not run one command twice at a time", folder, error.strerror)
+    _held.add(lock)
     return lock
 
 

@@ -6,8 +6,10 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
 
@@ -88,6 +90,20 @@ def test_a_folder_is_held_once(tmp_path: Path) -> None:
     assert held and results.claim(tmp_path) is None
     held.close()
     assert results.claim(tmp_path)
+
+
+def test_a_process_that_is_forked_meanwhile_holds_no_folder(tmp_path: Path) -> None:
+    held, forking = results.claim(tmp_path), get_context("fork")
+    started = forking.Event()
+    worker = forking.Process(target=lambda: (started.set(), time.sleep(60)))
+    worker.start()
+    try:
+        assert started.wait(30) and results.claim(tmp_path) is None
+        held.close()  # as when the process that claimed it is killed
+        assert worker.is_alive() and results.claim(tmp_path)
+    finally:
+        worker.kill()
+        worker.join()
 
 
 @pytest.mark.parametrize(
