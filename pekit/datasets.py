@@ -41,6 +41,7 @@ SPLITS = {
     "test": ("test", "Validation"),
     "validation": ("validation", "val"),
 }
+MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the concepts
 DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
 
 
@@ -515,4 +516,4 @@ def views_folder(features_folder: Path, dataset: str, multi_concept: bool, groun
     if multi_concept:
         folder /= "multi_concept"
     folder /= "extracted_features"
-    return folder / "gsam" if grounding_sam else folder
+    return folder / MASKED if grounding_sam else folder

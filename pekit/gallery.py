@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from pekit.datasets import natural_key
+from pekit.datasets import MASKED, natural_key
 from pekit.files import replacing
 from pekit.records import Concept, Gallery, UserError, counted
 from pekit.views import MANIFEST, load_view, split_name, view_name
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 CONSOLIDATED = "gallery.safetensors"
 LEFT_FOR = 24 * 3600  # seconds after which nobody can still be writing a file
 LARGE = 10_000  # views; reading that many files takes some seconds
-_TENSORS = ("names", "starts", "augmentations", "rows", "valid")
+_PER_VIEW = ("augmentations", "rows", "valid")
+_TENSORS = ("names", "starts", *_PER_VIEW)
 
 
 def load_gallery(folder: Path, concepts: Sequence[Concept], variation: str, n_views: int, seed: int) -> Gallery:
@@ -202,7 +203,8 @@ def _one_of(widths: set[int], folder: Path) -> int:
     """The width that all views have."""
     if len(widths) > 1:
         raise UserError(
-            f"{folder} mixes views of different models (widths {sorted(widths)}): run extraction.py --overwrite"
+            f"{folder} holds views of other models than the views before them (widths {sorted(widths)}): run "
+            "extraction.py --overwrite, or move them elsewhere"
         )
     [width] = widths
     return width
@@ -268,7 +270,9 @@ class _Index:
             descriptors[there] = rows
             there[there] = valid
             valid = there
-        source = hashlib.sha256(self.signature.encode() + flat.tobytes()).hexdigest()
+        own = _signature({concept.key: self.dated[concept.key] for concept in concepts})
+        places = flat - np.repeat(self.starts[numbers], used)
+        source = hashlib.sha256(own.encode() + places.tobytes()).hexdigest()
         return Gallery(tuple(concepts), descriptors, valid, files, source)
 
     def span(self, concept: str) -> slice:
@@ -296,7 +300,9 @@ def _is_large(folder: Path, concepts: Sequence[Concept]) -> bool:
 
 def _dated(folder: Path) -> dict[str, int]:
     """When each concept's views were changed last, ns: views are moved into place, which dates their folder."""
-    return {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder) if entry.is_dir()}
+    return {
+        entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder) if entry.is_dir() and entry.name != MASKED
+    }
 
 
 def _signature(dated: dict[str, int]) -> str:
@@ -308,19 +314,23 @@ def _consolidated(folder: Path) -> _Index:
     """Open the consolidated file, written first where it is missing or older than the views."""
     file, dated = folder / CONSOLIDATED, _dated(folder)
     signature, former = _signature(dated), None
-    with suppress(FileNotFoundError, SafetensorError, KeyError, ValueError):  # not gathered yet, or damaged
+    with suppress(OSError, SafetensorError, LookupError, ValueError, TypeError):  # not gathered yet, or damaged
         former = _open(file)
     if former and former.signature == signature:
         return former
     log.info("gathering the views of %s in %s", folder, file.name)
     tensors = _gather(folder, dated, former)
-    for leftover in folder.glob(f".{CONSOLIDATED}.*.partial"):  # of processes that were killed; each may be large
+    # of processes that were killed; each may be large. The second is how safetensors names what it is writing.
+    for leftover in (*folder.glob(f".{CONSOLIDATED}.*.partial"), *folder.glob(".tmp??????")):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > LEFT_FOR:
                 leftover.unlink()
     try:
         with replacing(file) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode
             save_file(tensors, partial, {"signature": signature})
+            partial.chmod(mode)  # else it is its owner's alone
     except (OSError, SafetensorError) as error:  # the latter for what the system refuses, too
         log.warning("%s cannot be written (%s): the views are gathered anew in every run", file, error)
         return _index(folder, signature, tensors)
@@ -338,6 +348,9 @@ def _index(folder: Path, signature: str, tensors: dict[str, torch.Tensor]) -> _I
     names = json.loads(arrays.pop("names").tobytes())
     concepts = {concept: number for number, concept in enumerate(names["concepts"])}
     dated = dict(zip(names["concepts"], names["dated"], strict=True))
+    starts, count = arrays["starts"], len(names["files"])
+    if len(starts) != len(concepts) + 1 or {starts[-1], *(len(arrays[name]) for name in _PER_VIEW)} != {count}:
+        raise ValueError(f"{folder / CONSOLIDATED} does not hold as many rows as it names")
     return _Index(folder, signature, concepts, names["files"], dated, **arrays)
 
 
@@ -363,7 +376,7 @@ def _gather(folder: Path, dated: dict[str, int], former: _Index | None) -> dict[
         else:
             own = [_descriptor(folder / file) for file in files[first:last]]
         widths |= set(map(len, own))
-        width = _one_of(widths, folder)
+        width = _one_of(widths, folder / concept)
         if not len(rows):
             rows = np.zeros((len(files), width), np.float16)  # one array, so that no second one is ever in memory
         rows[first:last] = own

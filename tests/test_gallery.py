@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,16 +188,70 @@ def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
 
 
-def test_a_file_of_another_layout_is_replaced(stored, monkeypatch) -> None:
+@pytest.mark.parametrize("changed", ["names", "starts", "augmentations", "rows", "valid"])
+@pytest.mark.parametrize("value", [None, torch.zeros(1), torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8)])
+def test_a_file_of_another_layout_is_replaced(stored, monkeypatch, changed, value) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
     expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
     file = folder / gallery.CONSOLIDATED
     with safe_open(file, framework="pt") as content:
-        tensors = {name: content.get_tensor(name) for name in ("names", "starts", "rows", "valid")}
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         metadata = content.metadata()
-    save_file({**tensors, "more": torch.zeros(1)}, file, metadata)
+    del tensors[changed]
+    save_file({**tensors, changed if value is not None else "more": torch.zeros(1) if value is None else value}, file,
+              metadata)  # fmt: skip
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
+
+
+def test_a_folder_in_its_place_is_no_hindrance(stored, monkeypatch, caplog) -> None:
+    folder, concepts = stored
+    expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.astype(np.float16)
+    consolidate(monkeypatch)
+    (folder / gallery.CONSOLIDATED / "x").mkdir(parents=True)
+    assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
+    assert f"{folder / gallery.CONSOLIDATED} cannot be written" in caplog.text
+
+
+def test_others_may_read_it_as_they_may_the_views(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    before = os.umask(0o027)
+    try:
+        gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    finally:
+        os.umask(before)
+    assert (folder / gallery.CONSOLIDATED).stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_processes_left_goes_after_a_day(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    old, new = folder / ".tmpAb1xYz", folder / ".tmpAb1xYy"
+    for file in (old, new, mine := folder / f".{gallery.CONSOLIDATED}.1-2.partial"):
+        file.write_bytes(b"x")
+    for file in (old, mine):
+        os.utime(file, (0, time.time() - 25 * 3600))
+    gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    assert not old.exists() and not mine.exists() and new.exists()
+
+
+def test_what_a_run_matches_to_is_told_by_its_own_concepts(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+
+    def source() -> str:
+        return gallery.identity(gallery.load_gallery(folder, concepts[:2], "normal", 3, seed=0))["views_digest"]
+
+    before, ones = source(), np.ones((2, WIDTH), np.float32)
+    for concept in ("a new one", concepts[2].key, "gsam/red-mug"):  # before, after and beside them
+        save_view(view_file(folder, concept, "v0", 0), View(concept, "v0.png", 0, ones, ones[0]))
+        assert source() == before
+    (folder / "gsam" / gallery.CONSOLIDATED).write_bytes(b"")
+    dated = (folder / gallery.CONSOLIDATED).stat().st_mtime_ns
+    assert source() == before and (folder / gallery.CONSOLIDATED).stat().st_mtime_ns == dated
+    save_view(view_file(folder, "red-mug", "v0", 0), View("red-mug", "v0.png", 0, ones, ones[0]))
+    assert source() != before
 
 
 @pytest.mark.parametrize(
