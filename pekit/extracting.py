@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -106,13 +107,23 @@ def run_extraction(
 
     first(lambda: None if shard.rank else make_room(), shard)
     if recognizer:
+        manifest = _manifest(recognizer.sources(), settings, models, loading)
+        seen: os.stat_result | None = None
+
+        def place_beside(task: Task) -> Path:
+            """Where a view goes, unless another run has begun to make others there since."""
+            nonlocal seen
+            if seen is None or _has_changed(settings.folder / MANIFEST, seen):
+                seen = _save_manifest(manifest, settings.folder, None)
+            return place(task)
+
         prompts = {concept.key: concept.prompt for concept in concepts}
         failed = extract_views(
             recognizer,
             todo,
             prompts,
             loading,
-            place,
+            place_beside,
             settings.seed,
             settings.min_mask_area if settings.grounding_sam else 0,
         )
@@ -221,12 +232,22 @@ def _stored_manifest(folder: Path) -> Manifest | None:
 
 def _difference(manifest: Manifest, stored: Manifest | None, folder: Path) -> str | None:
     """What keeps the views of a folder from being mixed with others; None where nothing does, or there are none."""
-    numbers = {split_name(path)[1] for path in folder.glob("*/*.pt") if not path.name.startswith(".")}
+    numbers = _numbers(folder)
     if not numbers:
         return None
     if stored is None:
         return f"models and settings that no {MANIFEST} of this version tells"
-    return replace(stored, n_augment=min(stored.n_augment, max(numbers))).difference(manifest)
+    return _borne_out(stored, numbers).difference(manifest)
+
+
+def _numbers(folder: Path) -> set[int]:
+    """Those of the augmentations that are there."""
+    return {split_name(path)[1] for path in folder.glob("*/*.pt") if not path.name.startswith(".")}
+
+
+def _borne_out(stored: Manifest, numbers: set[int]) -> Manifest:
+    """A manifest of no more augmentations than there are: those that were removed keep nothing out."""
+    return replace(stored, n_augment=min(stored.n_augment, max(numbers, default=0)))
 
 
 def _fault(view: Path, digest: str) -> str | None:
@@ -249,20 +270,34 @@ def _remove_leftovers(leftovers: dict[Path, str], failed: dict[str, str]) -> Non
         view.unlink(missing_ok=True)
 
 
-def _save_manifest(manifest: Manifest, folder: Path, seen: Manifest | None) -> None:
+def _has_changed(file: Path, seen: os.stat_result) -> bool:
+    try:
+        return not os.path.samestat(now := file.stat(), seen) or now.st_mtime_ns != seen.st_mtime_ns
+    except FileNotFoundError:
+        return True
+
+
+def _save_manifest(manifest: Manifest, folder: Path, seen: Manifest | None) -> os.stat_result:
     """Write it; where augmented views are there already, their seed and number stay the folder's.
+
+    Returns:
+        What tells it from a manifest that is written later.
 
     Raises:
         UserError: since the manifest was ``seen``, another run with other models or settings has begun there.
     """
     with alone_in(folder):
-        stored = _stored_manifest(folder)
-        if stored and stored != seen and (difference := stored.difference(manifest)):
+        stored = there = _stored_manifest(folder)
+        if stored and stored == seen:
+            stored = _borne_out(stored, _numbers(folder))
+        elif stored and (difference := stored.difference(manifest)):
             raise UserError(f"another run is making views of {difference}, in {folder}: give another --features_folder")
-        if stored and any(folder.glob("*/*.pt")) and stored.n_augment > manifest.n_augment:
+        if stored and stored.n_augment > manifest.n_augment:
             kept = {name: getattr(stored, name) for name in ("n_augment", "seed", "augmentation")}
             manifest = replace(manifest, **kept)
-        manifest.save(folder)
+        if manifest != there:
+            manifest.save(folder)
+        return (folder / MANIFEST).stat()
 
 
 def _refuse_shared_files(photos: Sequence[Photo], settings: ExtractionSettings) -> None:

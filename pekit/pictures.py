@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pekit.cli import LoadingSettings
 from pekit.datasets import open_image, squash
+from pekit.files import digest_if_readable
 from pekit.records import Photo, PhotoError
 
 ROTATION_LIMIT = 30
@@ -25,10 +26,14 @@ AUGMENTATION = 2  # goes up when the same seed draws other augmentations than be
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to make: a photo, or one of its augmentations (0 is the untouched photo)."""
+    """One picture to make: a photo, or one of its augmentations (0 is the untouched photo).
+
+    Once it is made, ``digest`` tells from which content of the photo's file.
+    """
 
     photo: Photo
     augmentation: int = 0
+    digest: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,14 @@ class _Pictures(Dataset):
     ) -> None:
         self.tasks, self.size, self.prepare, self.seed, self.keep = tasks, size, prepare, seed, keep
         self.exif = exif
-        self.last: tuple[Path, Image.Image] | None = None
+        self.last: tuple[Path, str, Image.Image] | None = None
 
-    def _decoded(self, path: Path) -> Image.Image:
+    def _decoded(self, path: Path) -> tuple[str, Image.Image]:
         # The augmentations of a photo follow each other: decode it once.
         if self.last is None or self.last[0] != path:
-            self.last = path, open_image(path, self.exif)
-        return self.last[1]
+            digest = digest_if_readable(path)  # first: one replaced in between is then found to have changed
+            self.last = path, digest, open_image(path, self.exif)
+        return self.last[1:]
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -117,14 +123,14 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]:
         task = self.tasks[index]
         try:
-            image = self._decoded(task.photo.path)
+            digest, image = self._decoded(task.photo.path)
         except PhotoError as error:
             return task, str(error), {}, None
         if task.augmentation:
             image = augment(image, self.seed, task.photo.name, task.augmentation)
         picture = squash(image, self.size)
         inputs = {role: prepare(picture) for role, prepare in self.prepare.items()}
-        return task, None, inputs, picture if self.keep else None
+        return replace(task, digest=digest), None, inputs, picture if self.keep else None
 
 
 def _collate(items: list) -> Batch:

@@ -6,8 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,6 @@ from tqdm import tqdm
 
 from pekit import features, regions
 from pekit.cli import LoadingSettings, ModelSettings
-from pekit.files import digest_of
 from pekit.hub import is_out_of_memory, pick_device
 from pekit.pictures import Batch, Task, load_batches
 from pekit.records import Gallery, Photo, Regions, UserError, View
@@ -154,11 +152,6 @@ def extract_views(
         grids = recognizer.features(batch.inputs["features"])
         return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
 
-    digest = lru_cache(maxsize=1)(digest_of)  # the views of a photo follow each other
-
-    def store(task: Task, view: View) -> None:
-        save_view(place(task), replace(view, photo_digest=digest(task.photo.path)))
-
     failed: dict[str, str] = {}
     writes: deque[Future] = deque()
     with ThreadPoolExecutor(1) as writer:  # results are written from the side while the models go on
@@ -175,7 +168,7 @@ def extract_views(
                     view.photo,
                     view.augmentation,
                 )
-            writes.append(writer.submit(store, task, view))
+            writes.append(writer.submit(lambda task, view: save_view(place(task), view), task, view))
             while len(writes) > PENDING_WRITES or (writes and writes[0].done()):
                 writes.popleft().result()
         for write in writes:
@@ -194,8 +187,8 @@ def _view(task: Task, grid: torch.Tensor, member: np.ndarray) -> View:
     patches = features.patches_under(grid, member)
     if not np.isfinite(patches).all():
         raise _not_finite(task.photo)
-    descriptor = patches.mean(0, dtype=np.float64) if len(patches) else np.zeros(grid.shape[-1])
-    return View(task.photo.concepts[0], task.photo.name, task.augmentation, patches, descriptor.astype(np.float32))
+    descriptor = (patches.mean(0, dtype=np.float64) if len(patches) else np.zeros(grid.shape[-1])).astype(np.float32)
+    return View(task.photo.concepts[0], task.photo.name, task.augmentation, patches, descriptor, task.digest)
 
 
 def _not_finite(photo: Photo) -> UserError:

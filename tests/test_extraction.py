@@ -33,10 +33,10 @@ from conftest import (
 )
 from PIL import Image
 
-from pekit import extracting
+from pekit import extracting, pipeline
 from pekit.cli.extraction import main
 from pekit.pictures import augment
-from pekit.records import UserError
+from pekit.records import UserError, View
 from pekit.regions import Segmenter
 from pekit.sample.models.features import WIDTH
 from pekit.views import read_manifest
@@ -256,6 +256,53 @@ class TestTwoRunsAtOnce:
         for result in self.beside_another(run, run, call, monkeypatch):
             assert_ran(result)
 
+    @staticmethod
+    def once_a_view_is_made(work: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Do something between the first and the second view of a run."""
+        save = pipeline.save_view
+
+        def save_and_work(path: Path, view: View) -> None:
+            monkeypatch.setattr(pipeline, "save_view", save)
+            save(path, view)
+            work()
+
+        monkeypatch.setattr(pipeline, "save_view", save_and_work)
+
+    def test_one_whose_views_another_replaces_stops(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=3, test=1)
+        run = options(tmp_path, models)
+        other, found = (*run, "--dino_img_size", 112, "--overwrite", "--n_training_views", 2), []
+        self.once_a_view_is_made(lambda: found.append(call(main, *other)), monkeypatch)
+        assert_refused(call(main, *run), "another run", "size 112, not 224", "--features_folder")
+        (replaced,) = found
+        assert "2 views made" in replaced.stdout
+        folder = tmp_path / "features/yollava/extracted_features"
+        assert sorted(files_of(folder)) == ["manifest.json", "pig-cup/0_0.pt", "pig-cup/1_0.pt"]
+        assert json.loads((folder / "manifest.json").read_text())["size"] == 112
+
+    def test_the_manifest_tells_of_augmentations_whoever_wrote_it_last(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=2, test=1)
+        run = options(tmp_path, models)
+        augmented = (*run, "--variation", "augment", "--n_augment", 2, "--seed", 7)
+        results = self.beside_another(run, augmented, call, monkeypatch)
+        for result in results:
+            assert_ran(result)
+        manifest = json.loads((tmp_path / "features/yollava/extracted_features/manifest.json").read_text())
+        assert (manifest["n_augment"], manifest["seed"]) == (2, 7)
+
+    def test_a_folder_that_is_removed_meanwhile_has_a_manifest_again(
+        self, models: Path, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_yollava(tmp_path / "data", CONCEPTS[:1], train=3, test=1)
+        run = options(tmp_path, models)
+        self.once_a_view_is_made(lambda: shutil.rmtree(tmp_path / "features"), monkeypatch)
+        assert_ran(call(main, *run))
+        assert "1 view made, 2 kept" in call(main, *run).stdout
+
 
 def test_a_long_file_name(models: Path, tmp_path: Path, call: Callable) -> None:
     write_yollava(tmp_path / "data", CONCEPTS[:1], train=1, test=1)
@@ -378,6 +425,23 @@ class TestReferencePhotosThatChange:
         again = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
         assert "anew" not in again.stderr and "2 views made, 4 kept" in again.stdout
 
+    def test_one_replaced_while_its_view_is_made(
+        self, folder: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        save = pipeline.save_view
+
+        def replaced(path: Path, view: View) -> None:
+            if path.name == "1_0.pt":
+                write_photos(photo.parent, [photo.name], seed=901)
+            save(path, view)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, "save_view", replaced)
+            assert_ran(call(main, *options(folder, models), "--overwrite"))
+        again = call(main, *options(folder, models))
+        assert "1 photo changed after the views were made" in again.stderr and "1 view made, 1 kept" in again.stdout
+
     def test_one_that_cannot_be_read_keeps_its_views(self, folder: Path, models: Path, call: Callable) -> None:
         photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
         photo.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 5\n")
@@ -412,6 +476,8 @@ class TestReferencePhotosThatChange:
             view.unlink()  # what is not there keeps nothing out
         run = (*options(folder, models), "--variation", "augment", "--n_augment", 1, "--seed", 7)
         assert "2 views made, 2 kept" in call(main, *run).stdout
+        manifest = json.loads((folder / "features/yollava/extracted_features/manifest.json").read_text())
+        assert (manifest["n_augment"], manifest["seed"]) == (1, 7)
 
     def test_a_damaged_manifest(self, folder: Path, models: Path, call: Callable) -> None:
         manifest = folder / "features/yollava/extracted_features/manifest.json"
