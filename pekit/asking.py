@@ -24,11 +24,11 @@ from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
 from pekit.files import digest_if_readable, fitting, naming
-from pekit.gallery import load_gallery
+from pekit.gallery import identity, load_gallery
 from pekit.grading import Judge
 from pekit.hub import identify, pick_device
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
-from pekit.parallel import Shard, gather, joined
+from pekit.parallel import Shard, agree, gather, joined
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
@@ -96,6 +96,7 @@ def run_vqa(
             with joined(shard):
                 nothing: list[int] = []
                 numbers = gather(nothing, shard)[0]  # the first process knows which questions are still to be asked
+                agree(identity(gallery), "the views", shard)
                 todo = [item for item in items if item.number in numbers]
                 locate_concepts(todo, gallery, settings, models, loading, shard)
         return None
@@ -114,6 +115,7 @@ def run_vqa(
         if gallery and (todo or shard.world > 1):
             with joined(shard):
                 gather([item.number for item in todo], shard)
+                agree(identity(gallery), "the views", shard)
                 located = locate_concepts(todo, gallery, settings, models, loading, shard)
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]

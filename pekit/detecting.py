@@ -21,10 +21,10 @@ from pekit import results
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit, open_image
 from pekit.detection_results import DetectionSettings, write_results
-from pekit.files import fitting
+from pekit.files import fitting, naming
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
-from pekit.parallel import Shard, first, gather
+from pekit.parallel import Shard, agree, first, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
 from pekit.records import Concept, Detection, Gallery, Photo, UserError, counted
@@ -64,6 +64,7 @@ def run_detection(
         concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
     gallery = first(lambda: load_gallery(*where), shard)
+    agree(identity(gallery), "the views", shard)
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
     check_views(settings.views_folder, sources, models, loading, settings.split)
@@ -96,8 +97,9 @@ def run_detection(
                 if not part.exists():
                     raise UserError(f"{folder} was removed while the run went on: run the same command again")
                 done[record["photo"]] = _outcome(record)
-                file.write(results.json_line(record))
-                file.flush()
+                with naming(part):
+                    file.write(results.json_line(record))
+                    file.flush()
     for others in gather(done, shard):
         done |= others
     failed = {photo.name: done[photo.name]["error"] for photo in photos if done[photo.name]["error"]}

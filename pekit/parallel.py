@@ -121,6 +121,16 @@ def first(work: Callable[[], T], shard: Shard) -> T:
     return result
 
 
+def agree(value: Any, what: str, shard: Shard) -> None:
+    """Make sure that all processes have read the same.
+
+    Raises:
+        UserError: they have not.
+    """
+    if any(other != value for other in gather(value, shard)):
+        raise UserError(f"{what} changed while the processes of this run read them: run the same command again")
+
+
 def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int:
     """Run ``work(argv)`` in ``count`` processes of this machine, as ranks 0..count-1.
 

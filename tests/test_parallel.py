@@ -180,12 +180,13 @@ def test_a_mistake_that_the_first_finds_is_one_sentence(
         assert "gloo" not in result.stderr
 
 
-def test_the_others_find_what_the_first_has_written(tmp_path: Path) -> None:
+def test_the_others_find_what_the_first_has_written_and_all_must_find_the_same(tmp_path: Path) -> None:
     script = tmp_path / "writes.py"
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
         "from pekit import parallel\n"
+        "from pekit.records import UserError\n"
         "def first(shard, file):\n"
         "    if shard.rank == 0:\n"
         "        time.sleep(1)\n"
@@ -195,7 +196,12 @@ def test_the_others_find_what_the_first_has_written(tmp_path: Path) -> None:
         "    shard, file = parallel.current_shard(), Path(argv[0])\n"
         "    with parallel.joined(shard):\n"
         "        found = parallel.first(lambda: first(shard, file), shard)\n"
-        "    return 0 if found == 'whole' else 3\n"
+        "        parallel.agree(found, 'the file', shard)\n"
+        "        try:\n"
+        "            parallel.agree(shard.rank == 1, 'the rank', shard)\n"
+        "        except UserError as error:\n"
+        "            found += f', {error}'\n"
+        "    return 0 if found.startswith('whole, the rank changed while') else 3\n"
         "if __name__ == '__main__':\n"
         "    raise SystemExit(parallel.launch(work, sys.argv[1:], 3))\n"
     )
