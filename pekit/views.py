@@ -84,6 +84,8 @@ def load_view(path: Path) -> View:
     except UserError:
         raise
     except Exception as error:  # whatever the unpickler meets in a damaged file, or numpy in what is no array
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path} may not be read: change its permissions") from None
         reason = _what_is_wrong(path, error)
         raise UserError(f"{path} cannot be read as a view ({reason}): delete it and run extraction.py again") from error
 

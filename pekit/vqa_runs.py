@@ -220,7 +220,7 @@ def kept(folder: Path) -> Iterator[None]:
     """Say how to go on with a run that is stopped or fails."""
     try:
         yield
-    except (KeyboardInterrupt, UserError, OSError):
+    except (KeyboardInterrupt, Exception):
         tell_kept(folder)
         raise
 

@@ -82,7 +82,10 @@ def test_letters_that_the_output_has_not_are_written_as_numbers() -> None:
     ("error", "words"),
     [
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x/runs"), ["/x/runs", "--save_folder"]),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), ["/x", "--save_folder"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), ["/x", "--data_folder or --save_folder"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/a/b"), ["/data/a/b", "another --data_folder\n"]),
+        (PermissionError(errno.EACCES, "Permission denied", "r/b"), ["r/b", "another --save_folder\n"]),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), ["shorter name"]),
         (OSError(errno.ENOSPC, "No space left", "/x/a.jsonl"), ["/x/a.jsonl", "make room", "--resume goes on"]),
         (MemoryError(), ["too little memory", "--dino_img_size"]),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ["too little memory"]),
@@ -92,10 +95,10 @@ def test_what_the_system_refuses_comes_with_the_mend(call: Callable, error: Exce
     def refused() -> int:
         raise error
 
-    options = argparse.Namespace(offline=False, save_folder=Path())
+    options = argparse.Namespace(offline=False, save_folder=Path("r"), data_folder=Path("/data"))
     result = call(lambda _: cli.run_script(refused, options, "--resume"))
     assert_ran(result, 2)
-    [line] = result.stderr.splitlines()
+    [line] = result.stderr.splitlines(keepends=True)
     for word in ("error: ", *words):
         assert word in line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pickle
@@ -113,6 +114,16 @@ class TestFiles:
                 views.load_view(file)
             said = f"{file} cannot be read as a view ({words}): delete it and run extraction.py again"
             assert str(error.value) == said
+
+    def test_one_that_may_not_be_read_is_not_to_be_deleted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(torch, "load", refuse)  # whoever runs the tests may be allowed to read everything
+        with pytest.raises(UserError, match=r"0_0\.pt may not be read: change its permissions"):
+            views.load_view(tmp_path / "mug" / "0_0.pt")
 
     @pytest.mark.parametrize(
         ("content", "words"),

@@ -36,6 +36,7 @@ from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, promp
 from pekit import asking, datasets
 from pekit.cli import detection
 from pekit.cli.vqa import main
+from pekit.parallel import PeerLostError
 from pekit.records import Detection, UserError, View
 from pekit.views import save_view, view_file
 from pekit.vqa_runs import held
@@ -1021,6 +1022,18 @@ def test_a_wrong_model_is_found_before_the_recognition(ask: Call, monkeypatch: p
 
     monkeypatch.setattr(asking, "locate_concepts", locate)
     assert_refused(ask("--dataset", "yollava", "--vlm_model", "./none"), "./none")
+
+
+def test_a_run_that_loses_a_process_is_named(ask: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def locate(*args: object) -> None:
+        raise PeerLostError("another process of this run has ended early")
+
+    monkeypatch.setattr(asking, "locate_concepts", locate)
+    with ChatServer(lambda body, n: "A") as server:
+        result = ask("--dataset", "yollava", *served(server))
+    assert_ran(result, 1)
+    (config,) = (tmp_path / "results").rglob("config.json")
+    assert f"go on with --resume {config.parent}" in result.stderr
 
 
 def test_help_is_quick_and_unknown_options_are_refused() -> None:

@@ -403,8 +403,13 @@ def _mend(error: Exception, args: argparse.Namespace, again: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f": make room; what is finished is kept, and {again} goes on from there"
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-        options = [f"--{name}" for name in ("features_folder", "save_folder") if hasattr(args, name)]
-        return f": check what is there, or name another {' or '.join(options)}"
+        place = Path(str(getattr(error, "filename", ""))).absolute()
+        folders = [name for name in ("data_folder", "features_folder", "save_folder") if name in args]
+        around = [name for name in folders if place.is_relative_to(getattr(args, name).absolute())]
+        options = " or ".join(f"--{name}" for name in around or folders)
+        return f": check what is there, or name another {options}"
+    if number == errno.ENAMETOOLONG:
+        return ": give the photo or folder a shorter name"
     return ""
 
 
