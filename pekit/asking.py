@@ -33,7 +33,7 @@ from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxe
 from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
 from pekit.retrieval import locate
-from pekit.vqa_results import ANSWERS
+from pekit.vqa_results import ANSWERS, SUMMARY, TEXT
 from pekit.vqa_runs import (
     VqaReport,
     VqaSettings,
@@ -330,6 +330,8 @@ def ask(
     """
     lvlm.load()
     describe_lvlm(folder, config, lvlm.describe())
+    for former in (TEXT, SUMMARY):  # of a run that is gone on with: until it ends, they would tell of other answers
+        (folder / former).unlink(missing_ok=True)
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in replied))
     answers: list[Answer] = []
     with (

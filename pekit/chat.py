@@ -25,7 +25,8 @@ OPENAI_HOST = "api.openai.com"
 LONGEST_WAIT = 60.0
 HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
 OF_ONE_QUESTION = (403, 404)  # those that may speak of the question, where others have been answered
-UNREACHED = ("ConnectError", "ProxyError")  # the HTTP library's names where no connection was made
+NO_CREDIT = "insufficient_quota"  # what OpenAI says of it, with the status of a busy server
+UNREACHED = ("ConnectError", "ConnectTimeout", "ProxyError")  # the HTTP library's names where no connection was made
 PASSING = (408, 409, 429)  # and all from 500
 SHOWN_LETTERS = 200
 
@@ -189,7 +190,8 @@ class Chat:
                 status = getattr(error, "status_code", None)  # None: no connection, or a time-out
                 unreached = type(error.__cause__).__name__ in UNREACHED
                 self._there = self._there or not unreached
-                if status in HOPELESS and not (self._answered and status in OF_ONE_QUESTION):
+                hopeless = status in HOPELESS or NO_CREDIT in (error.code, error.type)
+                if hopeless and not (self._answered and status in OF_ONE_QUESTION):
                     # why a key is refused is not shown: servers quote it, masked in ways of their own
                     why = self._shown(error) if status == 404 else f"{type(error).__name__}, status {status}"
                     raise UserError(

@@ -379,9 +379,13 @@ def query_photos(
     return units, photos
 
 
-def warn_of_unknown(photos: Iterable[Photo], concepts: Iterable[Concept]) -> None:
-    """Say which of the folders of test photos have no reference photos."""
+def warn_of_unknown(photos: Sequence[Photo], concepts: Sequence[Concept], units: Sequence[Unit]) -> None:
+    """Say which of the folders of test photos have no reference photos, and which units no test photos."""
     known = {concept.key for concept in concepts}
+    shown = {key for photo in photos for key in photo.concepts}
+    if without := [unit.name for unit in units if not shown.issuperset(unit.concepts)]:
+        log.warning("%s without test photos, such as %s: recall and means are NaN",
+                    counted(len(without), "concept"), without[0])  # fmt: skip
     for folder in dict.fromkeys(photo.concepts[0] for photo in photos):
         if folder not in known:
             log.warning("%s has no reference photos; its test photos count as negatives of the others", folder)

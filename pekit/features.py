@@ -21,6 +21,8 @@ from pekit.records import UserError
 class PatchFeatures:
     """DINOv2 as a function from squashed pictures to patch grids.
 
+    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
+
     Args:
         source: checkpoint, as ``--dino_model`` takes it.
         size: side S of the squashed picture in px; a multiple of the model's patch size.

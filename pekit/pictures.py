@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,6 +146,13 @@ def _collate(items: list) -> Batch:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    sys.excepthook = _told_unless_alone
+
+
+def _told_unless_alone(kind: type[BaseException], *error: Any) -> None:
+    """Of a worker's thread that hands pictures over; where the main process was stopped, there is nothing to tell."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, *error)
 
 
 def load_batches(

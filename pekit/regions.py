@@ -23,6 +23,8 @@ AUTOMATIC_MASK_IOU = 0.95
 class Grounder:
     """Grounding DINO: squashed pictures and words to scored boxes.
 
+    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
+
     Args:
         source: checkpoint, as ``--grounding_model`` takes it.
         size: side S of the squashed picture in px.
@@ -81,6 +83,8 @@ class Grounder:
 
 class Segmenter:
     """SAM: masks from boxes, or of everything.
+
+    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
 
     Args:
         source: checkpoint, as ``--sam_model`` takes it.

@@ -65,7 +65,7 @@ def tally(answers: Sequence[Answer]) -> dict:
             subject: _counts([answer for answer in answers if answer.query.subject == subject]) for subject in subjects
         },
         "overall": _counts(answers),
-        "two_option": _accuracy(map(_correct, lettered)),
+        "with_options": _accuracy(map(_correct, lettered)),
         "open": _accuracy(_correct(answer) for answer in answers if answer.query.open),
         "strict": {**_accuracy(strict), "differ": sum(_readings_differ(answer) for answer in lettered)},
         "unanswered": sum(answer.reply is None for answer in answers),
@@ -145,11 +145,11 @@ def summary_text(summary: dict) -> str:
     for whose, counts in (("", summary["overall"]), (" of the baseline", baseline["overall"] if baseline else {})):
         if "caption_recall" in counts:
             lines.append(f"caption recall{whose}: {_percent(counts['caption_recall'])} of the names on average")
-    for kind, title in (("two_option", "questions with options"), ("open", "open questions")):
+    for kind, title in (("with_options", "questions with options"), ("open", "open questions")):
         if summary[kind]["total"]:
             counts = summary[kind]
             lines.append(f"{title}: {counts['correct']} of {counts['total']}, {_percent(counts['accuracy'])}")
-    if summary["two_option"]["total"]:
+    if summary["with_options"]["total"]:
         strict = summary["strict"]
         lines.append(f"strict reading of letters: {_percent(strict['accuracy'])}; {strict['differ']} read differently")
     lines.append(f"not graded: {summary['ungraded']}; not answered: {summary['unanswered']}")

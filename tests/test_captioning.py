@@ -162,7 +162,7 @@ def test_yollava_captions_with_their_baseline(ask: Call, call: Call, world: Path
     assert [r["correct"] for r in own] == [False, False, True, True]
     assert total["overall"]["caption_recall"] == total["baseline"]["overall"]["caption_recall"] == 50
     assert [total["per_object"][name]["caption_recall"] for name in ("lamp", "pig-cup")] == [0, 100]
-    assert total["open"]["total"] == total["two_option"]["total"] == 0 and total["ungraded"] == 0
+    assert total["open"]["total"] == total["with_options"]["total"] == 0 and total["ungraded"] == 0
     # the photos of a concept without views are counted and named, not silently dropped
     assert total["left_out"]["count"] == 2 and "new-thing/0.png" in total["left_out"]["questions"][0]
     assert "caption recall: 50.0 %" in result.stdout and "caption recall of the baseline: 50.0 %" in result.stdout

@@ -338,7 +338,7 @@ class TestQueryPhotos:
         write_photos(positive / "reynards keyboard", ["1.png", "2_double.png"])
         write_photos(positive / "Alexs boat", ["1.png"])
         concepts = datasets.read_concepts(tmp_path, "this-is-my")
-        _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
+        units, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
         assert {f"{photo.path.parent.name}/{photo.path.name}": photo.concepts for photo in photos} == {
             "Alex's hat/1.png": keys[:1],
             "Alexs boat/1.png": ("Alexs boat",),
@@ -346,8 +346,12 @@ class TestQueryPhotos:
             "reynards keyboard/2_double.png": keys[1:],
         }
         caplog.clear()
-        datasets.warn_of_unknown(photos, concepts)
+        datasets.warn_of_unknown(photos, concepts, units)
         assert [record.getMessage().split(" has ")[0] for record in caplog.records] == ["Alexs boat"]
+        caplog.clear()
+        datasets.warn_of_unknown([p for p in photos if "double" not in p.name], concepts, units)
+        told = f"1 concept without test photos, such as {keys[2]}: recall and means are NaN"
+        assert told in caplog.text
 
     def test_elsewhere_a_test_folder_of_almost_the_name_is_of_other_things(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["pig-cup"], test=1)

@@ -280,6 +280,21 @@ def test_no_server_stops_the_run_and_is_named(tmp_path: Path) -> None:
         judge.verdict("?", "a", "b")
 
 
+def test_an_address_that_no_connection_reaches_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    """As behind a firewall: what is sent is dropped without a word."""
+    with socket.socket() as listening, socket.socket() as waiting, socket.socket() as another:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for full in (waiting, another):  # nobody accepts them
+            full.setblocking(False)
+            full.connect_ex(listening.getsockname())
+        base = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        endpoint = Endpoint("the judge", "judge-1", SECRET, base)
+        judge = Judge(JudgeSettings(endpoint, {}), Patience(attempts=1, first_wait=0.01, timeout=0.5), tmp_path)
+        with pytest.raises(UserError, match=f"nobody answers at {base}.*timed out"):
+            judge.verdict("?", "a", "b")
+
+
 def test_a_server_that_drops_a_request_is_there(tmp_path: Path) -> None:
     """It may be this question alone that it fails at."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -312,6 +327,17 @@ def test_a_request_that_the_server_does_not_take_is_not_sent_again(tmp_path: Pat
         judge = judge_at(server, tmp_path)
         assert judge.verdict("?", "blue", "green").correct is None and len(server.bodies) == 1
         assert judge.verdict("?", "blue", "navy").correct is True
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
+def test_spent_credit_stops_the_run(tmp_path: Path, field: str) -> None:
+    spent = (429, "You exceeded your current quota", {field: "insufficient_quota"})
+    with ChatServer(lambda body, n: spent if n else "Yes") as server:
+        judge = judge_at(server, tmp_path)
+        assert judge.verdict("?", "blue", "green").correct
+        with pytest.raises(UserError, match=r"status 429.*credit"):
+            judge.verdict("?", "blue", "red")
+        assert len(server.bodies) == 2
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture, write_photos
+from conftest import ROOT, picture, script_environment, write_photos
 from PIL import Image
 
 from pekit.cli import LoadingSettings
@@ -173,6 +175,16 @@ class TestLoading:
         loader = load_batches(tasks(folder, ["0.png"]), 32, PREPARE, LoadingSettings(1, 0), 1)
         copy = pickle.loads(pickle.dumps(loader._dataset))
         assert copy[0][0].photo.path.name == "0.png"
+
+    def test_a_worker_that_is_left_alone_tells_nothing(self) -> None:
+        script = (
+            "import sys; from pekit.pictures import _start_worker; _start_worker(0)\n"
+            "for kind in (ConnectionResetError, BrokenPipeError, ValueError):\n"
+            "    sys.excepthook(kind, kind('of no use'), None)\n"
+        )
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(command, capture_output=True, text=True, env=script_environment(PYTHONPATH=str(ROOT)))
+        assert result.returncode == 0 and result.stderr == "ValueError: of no use\n"
 
     def test_part_of_a_batch(self) -> None:
         work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(4)]

@@ -710,7 +710,9 @@ def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) ->
     assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
 
 
-def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+def test_resume_asks_only_the_variant_that_is_missing(
+    ask: Call, nowhere: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--dataset", "yollava", "--with_baseline", *served(server)))
         run = only_run(tmp_path / "results")
@@ -718,6 +720,15 @@ def test_resume_asks_only_the_variant_that_is_missing(ask: Call, nowhere: dict, 
         lines = (run / "answers.jsonl").read_text().splitlines(keepends=True)
         unanswered = json.loads(lines[4]) | {"reply": None, "error": "the server was away"}
         (run / "answers.jsonl").write_text("".join([*lines[:3], json.dumps(unanswered) + "\n", lines[5]]))
+
+        def refuse(*_: object) -> None:
+            raise UserError("the judge is away")
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr("pekit.asking.graded", refuse)
+            assert_refused(ask("--resume", run), "the judge is away")
+        assert not (run / "results_summary.json").exists()  # it would not tell of the answers that are there now
+        assert not (run / "results_vqa.txt").exists()
         assert_ran(ask("--resume", run))
         assert sorted(prompt_of(body) for body in server.bodies[6:]) == [
             "Is lamp on? A.yes or B.no",

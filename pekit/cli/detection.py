@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=cli.percent,
         default=100.0,
         metavar="PERCENT",
-        help="Of two detections, one inside the other by more than this share, keep the better; 100 keeps all.",
+        help="Of two detections, one inside the other by more than this share, keep the better (100: keep all).",
     )
     cli.add_flag(
         group,
@@ -91,7 +91,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     units, photos = datasets.query_photos(
         args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
     )
-    datasets.warn_of_unknown(photos, concepts)
+    datasets.warn_of_unknown(photos, concepts, units)
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
