@@ -144,6 +144,34 @@ def test_concepts_in_another_order_and_number(stored, monkeypatch) -> None:
     assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_one_file_where_all_photos_are_in_use(stored, monkeypatch, augmented) -> None:
+    """In another order than the file's; augmentations that are not asked for stay out."""
+    folder, concepts = stored
+    if not augmented:
+        for file in folder.glob("*/*_1.pt"):
+            file.unlink()
+    some = [concepts[1], concepts[0]]
+    single = gallery.load_gallery(folder, some, "normal", 20, seed=3)
+    consolidate(monkeypatch)
+    whole = gallery.load_gallery(folder, some, "normal", 20, seed=3)
+    assert whole.files == single.files and len(whole.files) == 5 + 3
+    assert np.array_equal(whole.valid, single.valid)
+    assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
+
+
+def test_a_concepts_digest_is_of_its_own_views_alone(stored) -> None:
+    """Whatever the number of views of others, which pads its own."""
+    folder, concepts = stored
+    alone, together = (
+        gallery.digests(gallery.load_gallery(folder, some, "normal", 20, seed=0)) for some in (concepts[:1], concepts)
+    )
+    assert alone == {"red-mug": together["red-mug"]} and len(set(together.values())) == 3
+    view_file(folder, "red-mug", "v2", 0).unlink()
+    changed = gallery.digests(gallery.load_gallery(folder, concepts, "normal", 20, seed=0))
+    assert [key for key, digest in changed.items() if digest != together[key]] == ["red-mug"]
+
+
 def test_the_file_is_written_anew_when_a_view_changes(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
@@ -177,6 +205,30 @@ def test_only_concepts_that_changed_are_read_again(stored, monkeypatch) -> None:
     single = gallery._from_files(folder, kept, "augment", 9, 0)
     assert whole.files == single.files
     assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
+
+
+def test_a_folder_that_is_older_than_it_was_has_changed_too(stored, monkeypatch) -> None:
+    """As one that is copied back with its dates."""
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    ones = np.ones((2, WIDTH), np.float32)
+    save_view(view_file(folder, "red-mug", "v1", 0), View("red-mug", "v1.png", 0, ones, ones[0]))
+    os.utime(folder / "red-mug", (1e9, 1e9))
+    after = gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    assert np.array_equal(after.descriptors[0, 1], np.ones(WIDTH))
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    consolidate(monkeypatch)
+    left, written = (folder / f".{gallery.CONSOLIDATED}.{number}.partial" for number in (1, 2))
+    for file in (left, written):
+        file.touch()
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(left, (two_days_ago, two_days_ago))
+    gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
+    assert not left.exists() and written.exists()
 
 
 def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
@@ -292,6 +344,15 @@ def test_few_views_are_told_once(stored, caplog) -> None:
     assert [r.message for r in caplog.records if "fewer" in r.message] == [
         "1 concept with views of fewer than 5 photos, such as red-mug"
     ]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_few_photos_are_told_however_many_augmentations_they_have(stored, monkeypatch, caplog, large) -> None:
+    folder, concepts = stored
+    if large:
+        consolidate(monkeypatch)
+    gallery.load_gallery(folder, concepts, "augment", 5, seed=0)  # of the mug there are 6 views of 3 photos
+    assert "1 concept with views of fewer than 5 photos, such as red-mug" in caplog.text
 
 
 def random_gallery(rng: np.random.Generator, concepts: int, views: int, dtype: type) -> Gallery:
