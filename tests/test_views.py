@@ -150,6 +150,12 @@ class TestFiles:
         assert loaded.patches.tolist() == [[1.0, 2.5], [3.0, -0.5]]
         assert loaded.descriptor.tolist() == [2.0, 1.0]
 
+    def test_the_mean_of_patches_in_fp16_is_not_rounded(self, tmp_path: Path) -> None:
+        patches = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float16)
+        torch.save({"dino_obj_features": torch.from_numpy(patches)}, tmp_path / "x_0.pt")
+        expected = [sum(map(float, column)) / 300 for column in patches.T]
+        np.testing.assert_allclose(views.load_view(tmp_path / "x_0.pt").descriptor, expected, atol=1e-7)
+
     def test_something_else_saved_by_torch_is_named(self, tmp_path: Path) -> None:
         for content in ({"weights": torch.zeros(3)}, torch.zeros(3), [1, 2]):
             torch.save(content, tmp_path / "x_0.pt")
@@ -336,11 +342,17 @@ class TestManifest:
         copy = {**manifest.models["features"], "source": "copies/x", "name": "copies/x", "revision": None}
         assert manifest.difference(replace(manifest, models={**manifest.models, "features": copy})) is None
 
+    def test_a_model_whose_weights_are_not_on_disk_may_be_the_same(self, manifest: views.Manifest) -> None:
+        unknown = {**manifest.models, "features": {**manifest.models["features"], "fingerprint": ""}}
+        for one, other in ((manifest.models, unknown), (unknown, manifest.models)):
+            assert replace(manifest, models=one).difference(replace(manifest, models=other)) is None
+
     @pytest.mark.parametrize(
         ("change", "words"),
         [
             ({"mask_kind": "sam"}, ("box", "sam")),
             ({"size": 224}, ("518", "224")),
+            ({"min_mask_area": 2000}, ("min_mask_area 0", "2000")),
             ({"exif": True}, ("exif",)),
             ({"seed": 43}, ("42", "43")),
             ({"split": "test"}, ("split train", "test")),
