@@ -49,6 +49,11 @@ class TestAugment:
         for other in ((42, "a.png", 2), (42, "b.png", 1), (43, "a.png", 1)):
             assert np.abs(np.asarray(augment(image, *other)).astype(int) - first).mean() > 1
 
+    def test_photos_of_one_name_in_two_folders_are_turned_differently(self) -> None:
+        image = picture(1, (120, 90))
+        one, other = (np.asarray(augment(image, 42, f"train/{key}/0.png", 1)).astype(int) for key in ("mug", "lamp"))
+        assert np.abs(one - other).mean() > 1
+
     def test_nothing_else_that_is_random_plays_a_part(self) -> None:
         image = picture(1, (120, 90))
         first = np.asarray(augment(image, 42, "a.png", 1))
@@ -113,6 +118,19 @@ class TestLoading:
             with Image.open(folder / name) as image:
                 expected = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
             np.testing.assert_array_equal(found[name, 0], expected)
+
+    def test_photos_are_turned_where_asked_for(self, folder: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown right is a quarter turn clockwise
+        picture(9, (90, 50)).save(folder / "0.png", exif=exif)
+        for exif_applied, shown in (
+            (False, picture(9, (90, 50))),
+            (True, picture(9, (90, 50)).rotate(-90, expand=True)),
+        ):
+            loading = LoadingSettings(1, 0, exif=exif_applied)
+            (batch,) = load_batches(tasks(folder, ["0.png"]), 64, PREPARE, loading, 1)
+            expected = np.asarray(shown.resize((64, 64), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(batch.inputs["features"][0].numpy(), expected)
 
     def test_augmentation_comes_before_the_squash(self, folder: Path) -> None:
         found = loaded(tasks(folder, ["0.png"], augmentations=2))
@@ -191,3 +209,11 @@ class TestLoading:
         batch = Batch(work, {"x": torch.arange(4)}, [], [(work[0], "why")])
         piece = batch.part(1, 3)
         assert piece.tasks == work[1:3] and piece.inputs["x"].tolist() == [1, 2] and not piece.failed
+
+    def test_nothing_of_a_batch_is_lost_on_its_way_to_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values + 1)
+        work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(3)]
+        batch = Batch(work[:2], {"x": torch.arange(2)}, [picture(1), picture(2)], [(work[2], "why")])
+        pinned = batch.pin_memory()
+        assert (pinned.tasks, pinned.pictures, pinned.failed) == (batch.tasks, batch.pictures, batch.failed)
+        assert pinned.inputs["x"].tolist() == [1, 2]
