@@ -89,3 +89,25 @@ def test_a_fingerprint_is_of_the_configuration_too(models: Path, tmp_path: Path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     assert hub.fingerprint(folder) != hub.fingerprint(models / "features")
+
+
+def test_a_fingerprint_is_of_size_beginning_and_end_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    nothing = bytes(3 * hub.EDGE_BYTES)
+    weights = (nothing, b"\1" + nothing[1:], nothing[1:] + b"\1", nothing + bytes(hub.EDGE_BYTES))
+    found = []
+    for content in weights:
+        (tmp_path / "model.safetensors").write_bytes(content)
+        found.append(hub.fingerprint(tmp_path))
+    assert len(set(found)) == len(weights)
+
+
+@pytest.mark.parametrize(("commit", "asked_for"), [("abc", "abc"), (None, "main")])
+def test_all_parts_are_of_the_revision_that_was_found(commit: str | None, asked_for: str) -> None:
+    class Library:
+        @staticmethod
+        def from_pretrained(name: str, revision: str = "main", **options: object) -> tuple[str, str, dict]:
+            return name, revision, options
+
+    found = hub.Checkpoint("--dino_model", f"{NAME}@abc", NAME, commit, None)
+    assert found.part(Library, backend="pil") == (NAME, asked_for, {"backend": "pil"})
