@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from vqa_fixtures import NO_COMPLETIONS, SECRET, ChatServer, prompt_of
 
+from pekit import grading
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.chat import Endpoint, Patience
 from pekit.grading import (
@@ -266,6 +267,18 @@ def test_waits_grow_and_heed_the_server(tmp_path: Path, monkeypatch: pytest.Monk
     assert server.times[1] - server.times[0] >= 0.6
 
 
+def test_no_wait_is_longer_than_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for headers, expected in (({}, [20, 40, 60, 60]), ({"Retry-After": "3600"}, [60, 60, 60, 60])):
+        with ChatServer(lambda body, n: (429, "slow down") if n < 4 else "Yes", headers=headers) as server:
+            judge = judge_at(
+                server, tmp_path, Patience(attempts=5, first_wait=20, timeout=5), model=f"judge-{len(headers)}"
+            )
+            waits: list[float] = []
+            monkeypatch.setattr(judge._chat._stopped, "wait", lambda seconds, waits=waits: waits.append(seconds))
+            assert judge.verdict("?", "a", "b").correct is True
+        assert waits == expected
+
+
 def test_time_outs_are_retried(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes", delay=0.6) as server:
         verdict = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=0.2)).verdict("?", "a", "b")
@@ -406,6 +419,13 @@ def test_cache_tells_judges_apart_and_outlives_damage(tmp_path: Path) -> None:
     assert SECRET not in json.dumps(described)
 
 
+def test_verdicts_of_another_instruction_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: "No" if n else "Yes") as server:
+        assert judge_at(server, tmp_path).verdict("?", "blue", "navy").correct is True
+        monkeypatch.setattr(grading, "JUDGE_VERSION", grading.JUDGE_VERSION + 1)
+        assert judge_at(server, tmp_path).verdict("?", "blue", "navy").correct is False
+
+
 def test_grading_runs_at_the_concurrency_asked_for(tmp_path: Path) -> None:
     def judged(body: dict, n: int) -> str:
         return "Yes" if prompt_of(body).endswith("reply 3") else "No"
@@ -432,6 +452,13 @@ def test_a_judge_cut_short_is_told_and_not_asked_again(tmp_path: Path) -> None:
         verdict = judge_at(server, tmp_path).verdict("Q?", "blue", "navy")
         assert len(server.bodies) == 1
     assert verdict.correct is None and "MAX_TOKENS" in verdict.reason
+
+
+def test_what_a_filter_has_cut_is_no_verdict(tmp_path: Path) -> None:
+    cut = b'{"choices": [{"message": {"content": "No"}, "finish_reason": "content_filter"}]}'
+    with ChatServer(lambda body, n: "Yes" if n else cut) as server:
+        assert judge_at(server, tmp_path).verdict("?", "blue", "navy").correct is True
+        assert len(server.bodies) == 2
 
 
 # --- settings ---
