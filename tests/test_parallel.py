@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from conftest import (
 
 from pekit.cli import detection, extraction
 from pekit.hub import pick_device
-from pekit.parallel import Shard, current_shard, gather, shard_device
+from pekit.parallel import Shard, current_shard, gather, joined, shard_device
 from pekit.records import UserError
 
 
@@ -61,6 +62,27 @@ def test_place_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expected: str) -> None:
     assert shard_device(device, ids, Shard(rank, max(1, len(ids)), rank)) == expected
+
+
+def test_on_a_second_machine_gpus_are_counted_from_its_own_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two machines with four processes each, on machines with four GPUs."""
+    third_of_the_second = Shard(rank=6, world=8, local_rank=2)
+    assert shard_device("auto", (0, 1, 3, 5, 7), third_of_the_second) == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    assert shard_device("auto", (), third_of_the_second) == "cuda:2"
+
+
+def test_a_process_that_ends_early_waits_for_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives up after half an hour; a share of a large data set may take days longer than another."""
+    begun: list[tuple] = []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, **o: begun.append((a, o)))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: begun.append(()))
+    with joined(Shard(1, 2, 1)):
+        [((backend,), options)] = begun
+    assert backend == "gloo" and options["timeout"] >= timedelta(days=7)
+    assert len(begun) == 2
 
 
 @pytest.mark.parametrize(("name", "current"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
