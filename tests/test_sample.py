@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,13 @@ from pekit.sample import benchmark, run
 from pekit.sample.__main__ import main
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance
 from pekit.sample.evaluate import __main__ as evaluating
-from pekit.sample.questions import QUESTION_TEMPLATES
+from pekit.sample.questions import (
+    QUESTION_TEMPLATES,
+    _pair_questions,
+    _visual_questions,
+    right_answer,
+    wrong_answer,
+)
 
 SEED = 42
 SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
@@ -413,6 +420,46 @@ def test_multi_concept_questions_are_true(sample: Path, truth: Truth) -> None:
     assert 1 <= sum(is_open) < 12
 
 
+def _thing(category: str, centre: float, pattern: str = "plain", concept: str | None = None) -> dict:
+    box = [centre - 0.1, 0.2, centre + 0.1, 0.8]
+    looks = {"category": category, "colour": "red", "accent": "white", "pattern": pattern}
+    return {"concept": concept, **looks, "box_xyxyn": box}
+
+
+def test_what_a_photo_leaves_in_doubt_is_no_question() -> None:
+    mug, kite = _thing("mug", 0.2), _thing("kite", 0.8)
+    sides = {centre: right_answer("side", _thing("mug", centre), []) for centre in (0.2, 0.39, 0.41, 0.59, 0.61)}
+    assert sides == {0.2: "left", 0.39: "left", 0.41: None, 0.59: None, 0.61: "right"}
+    counts = [right_answer("count", mug, things) for things in ([mug], [mug, kite], [mug, kite, mug])]
+    assert counts == [None, "one", "two"]
+
+
+@pytest.mark.parametrize(("mugs", "wrong"), [(1, {"two"}), (2, {"one", "three"}), (3, {"two", "four"}), (4, {"three"})])
+def test_a_wrong_count_is_next_to_the_right_one(mugs: int, wrong: set[str]) -> None:
+    mug, kite = _thing("mug", 0.2), _thing("kite", 0.8)
+    rng = np.random.default_rng(0)
+    assert {wrong_answer(rng, "count", mug, [mug] * mugs + [kite]) for _ in range(40)} == wrong
+
+
+@pytest.mark.parametrize(("pattern", "asked"), [("plain", True), ("dotted", True), ("striped", False)])
+def test_nobody_is_asked_openly_for_the_colour_of_two(pattern: str, asked: bool) -> None:
+    truth = {f"test/{n}.png": [_thing("mug", 0.2, pattern, "momo-mug")] for n in range(6)}
+    written = _visual_questions(np.random.default_rng(0), truth, "test/", "./", str, open_share=1)
+    kinds = {_kind(entry["question"]) for entry in written["momo-mug"].values() if "answer" in entry}
+    assert kinds == {"pattern", "category", "side"} | ({"colour"} if asked else set())
+
+
+@pytest.mark.parametrize(("second", "asked"), [(0.25, False), (0.35, True)])
+def test_which_is_more_to_the_left_is_asked_of_two_that_are_apart(second: float, asked: bool) -> None:
+    pair = [_thing("kite", 0.2, concept="Noras kite-kite"), _thing("mug", second, concept="Teos mug-mug")]
+    truth = {f"test/Noras kite_and_Teos mug/{n}.png": pair for n in range(3)}
+    written = _pair_questions(np.random.default_rng(0), truth, "test/", "./")["Noras kite_Teos mug"]
+    first, *others = written.values()
+    assert ("options" in first) is asked and not any("options" in entry for entry in others)
+    if asked:
+        assert first["options"][first["correct_answer"]] == "Noras kite"
+
+
 @pytest.mark.parametrize("name", QUESTION_FILES)
 def test_letters_are_balanced(sample: Path, name: str) -> None:
     letters = Counter(e["correct_answer"] for _, _, e in _questions(sample, name) if "correct_answer" in e)
@@ -483,6 +530,23 @@ def test_any_seed_makes_good_plans(seed: int) -> None:
     for key, own in concepts.items():
         assert key.split("_")[0] in (own.colour, own.pattern)
     assert len(_plans(seed)) == 48 + 64 + 128 + 36
+
+
+def test_things_look_the_same_unless_something_that_shows_tells_them_apart() -> None:
+    plain, dotted = Instance("mug", "red", "white", "plain"), Instance("mug", "red", "white", "dotted")
+    assert benchmark.same_looks(plain, replace(plain, accent="blue"))  # of which a plain thing shows little
+    assert not benchmark.same_looks(dotted, replace(dotted, accent="blue"))
+    for change in ({"category": "kite"}, {"colour": "blue"}, {"pattern": "striped"}):
+        assert not benchmark.same_looks(plain, replace(plain, **change))
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_no_seed_shows_a_stranger_that_looks_like_a_concept(seed: int) -> None:
+    things = [(photo.path.partition("/")[0], key, own) for photo in _plans(seed) for key, own in photo.things]
+    for root in ("myvlm", "YoLLaVA", "This-is-My-Img"):
+        named = {own for part, key, own in things if key and part == root}
+        strangers = {own for part, key, own in things if not key and part == root}
+        assert not [(one, other) for one in named for other in strangers if benchmark.same_looks(one, other)]
 
 
 def test_command_without_a_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
