@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,11 @@ from PIL import Image
 from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
-from pekit.datasets import concept_of_folder
+from pekit.datasets import Unit, concept_of_folder
+from pekit.detection_results import DetectionSettings, write_results
 from pekit.features import PatchFeatures
 from pekit.pipeline import Matches
-from pekit.records import Gallery, Photo, Regions
+from pekit.records import Gallery, Photo, PhotoError, Regions
 
 HALF = ("float32", "bfloat16")
 FOUR = ("precision", "recall", "neg_precision", "neg_recall")
@@ -314,6 +316,14 @@ class TestResults:
         own = "overlays/YoLLaVA/test"
         assert drawn == [f"{own}/a/b__c.png.png", f"{own}/a__b/c.jpg.png", f"{own}/a__b/c.png.png"]
 
+    def test_show_draws_the_detections_at_the_first_threshold(self, small: Path, models: Path, call: Callable) -> None:
+        drawn = []
+        for thresholds in ("-1", "-1,1"):  # at -1 something is found, at 1 nothing
+            run = detect(call, small, models, "--show", "--limit", 1, f"--detect_thresh={thresholds}")
+            (file,) = run.rglob("*.png")
+            drawn.append(file.read_bytes())
+        assert drawn[0] == drawn[1]
+
     def test_show_draws_turned_photos_turned(self, small: Path, models: Path, call: Callable) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by 90 degrees
@@ -324,6 +334,55 @@ class TestResults:
             (drawn,) = run.rglob("*.png")
             with Image.open(drawn) as image:
                 assert image.size == size
+
+
+class TestMeasuredByHand:
+    """Records of a run made up for the test, and what must come of them."""
+
+    SETTINGS = DetectionSettings(
+        *("this-is-my", False, "test", None, "normal", 1, (0.5,), "boxes", 0, 100.0, 3, None, Path(), Path(), False)
+    )
+
+    def measure(self, folder: Path, found: dict[str, str], *units: str, **more: object) -> tuple[dict, list[list[str]]]:
+        """metrics.json and the words of the table; the concepts a photo shows are letters in its folder's name."""
+        settings = replace(self.SETTINGS, save_folder=folder, **more)  # type: ignore[arg-type]
+        photos = [Photo(Path(name), name, tuple(name.split("/")[0].split("_and_"))) for name in found]
+        detections = {name: {"0.5": [{"concept": key} for key in own]} for name, own in found.items()}
+        records = [{"photo": n, "labels": [], "similarities": {}, "detections": d} for n, d in detections.items()]
+        results.write_jsonl(folder / "part-0000-0.jsonl", records)
+        done = {name: {"found": {"0.5": list(own)}, "error": None} for name, own in found.items()}
+        counted = [Unit(name, tuple(name.split("_and_"))) for name in units]
+        (table,) = write_results(done, {}, photos, counted, settings, folder)
+        return json.loads((folder / "metrics.json").read_text()), [line.split() for line in table.splitlines()]
+
+    def test_intervals_are_drawn_by_the_runs_seed(self, tmp_path: Path) -> None:
+        found = {f"{'ab'[n % 2]}/{n}": "aab"[n % 3] for n in range(9)}
+        intervals = [
+            [
+                own["interval_95"]
+                for own in self.measure(tmp_path, found, "a", "b", seed=seed)[0]["per_concept"].values()
+            ]
+            for seed in (3, 3, 4)
+        ]
+        assert intervals[0] == intervals[1] != intervals[2]
+
+    def test_a_photo_in_which_one_of_a_pair_is_found_has_a_detection(self, tmp_path: Path) -> None:
+        found = {"a_and_b/0": "a", "a_and_b/1": "", "a_and_b/2": "ab", "a_and_b/3": "b"}
+        measured, _ = self.measure(tmp_path, found, "a_and_b", multi_concept=True)
+        assert measured["photos_without_detection"] == 0.25
+        assert measured["per_concept"]["a_and_b"]["recall"] == 0.25
+
+    def test_a_photo_of_a_pair_is_a_negative_of_pairs_that_share_a_concept_with_it(self, tmp_path: Path) -> None:
+        found = {"a_and_b/0": "abc", "a_and_c/0": "abc", "a_and_c/1": ""}
+        measured, _ = self.measure(tmp_path, found, "a_and_b", "a_and_c", multi_concept=True)
+        counts = [[own[name] for name in ("gt", "gt_neg", "correct")] for own in measured["per_concept"].values()]
+        assert counts == [[1, 2, 1], [2, 1, 1]]
+
+    def test_the_tables_means_with_and_without_nan(self, tmp_path: Path) -> None:
+        _, rows = self.measure(tmp_path, {"a/0": "a", "b/0": ""}, "a", "b")
+        (whole,) = (row for row in rows if row[0] == "mean" and row[1] != "without")
+        (some,) = (row for row in rows if row[:3] == ["mean", "without", "NaN"])
+        assert (whole[1], some[3]) == ("nan", "1.0000")  # the precision: b is never found
 
 
 class TestViewsInUse:
@@ -482,6 +541,13 @@ class TestMyvlm:
         used = {Path(name).stem.rpartition("_")[0] for name in config["views"]}
         stems = [Path(record["photo"]).stem for record in lines(run_dir / "predictions.jsonl")]
         assert len(used) == 2 and len(stems) == 8 and not used & set(stems)
+
+    def test_a_limit_counts_photos_that_are_no_references(self, models: Path, tmp_path: Path, call: Callable) -> None:
+        write_myvlm(tmp_path / "data", ["bull"], photos=4)
+        run = common(tmp_path, models, "myvlm")
+        assert_ran(call(extraction.main, *run, "--n_training_views", 2))
+        tested = lines(detect(call, tmp_path, models, "--limit", 1, dataset="myvlm") / "predictions.jsonl")
+        assert [record["photo"] for record in tested] == ["myvlm/data/bull/bull_2.jpg"]
 
     def test_a_reference_photo_of_one_concept_leaves_those_named_alike_of_others(self) -> None:
         keys = ("red_chicken", "bull")
@@ -693,6 +759,35 @@ class TestGoingOn:
         assert_ran(call(main, *run))
         assert len(list((results / "runs").iterdir())) == 2
 
+    def test_a_photo_replaced_by_one_of_its_size_starts_a_new_run(
+        self, small: Path, models: Path, call: Callable
+    ) -> None:
+        photo = small / "data/YoLLaVA/test/lamp/0.png"
+        picture(1).save(photo, "BMP")  # every picture of this format and size takes as many bytes
+        size = photo.stat().st_size
+        folder = detect(call, small, models, "--limit", 1)
+        (folder / "summary.json").unlink()  # as if it had been interrupted
+        picture(2).save(photo, "BMP")
+        assert photo.stat().st_size == size and lines(folder / "predictions.jsonl")[0]["photo"].endswith("lamp/0.png")
+        results = folder.parents[1]
+        assert_ran(call(main, *common(small, models), "--limit", 1, "--save_folder", results))
+        assert len(list((results / "runs").iterdir())) == 2
+
+    def test_photos_that_could_not_be_read_are_tried_again(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where the network drive they lie on was away."""
+
+        def away(path: Path, exif: bool) -> None:
+            raise PhotoError(f"{path} cannot be read")
+
+        run = (*common(small, models), "--save_folder", small / "r", "--limit", 2)
+        with monkeypatch.context() as unplugged:
+            unplugged.setattr("pekit.pictures.open_image", away)
+            assert_ran(call(main, *run), 1)
+        assert_ran(call(main, *run))
+        assert len(lines(run_folder(small / "r") / "predictions.jsonl")) == 2  # the same run went on
+
     def test_after_a_stop_before_the_summary(
         self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -772,6 +867,8 @@ class TestGoingOn:
         run = (*common(small, models), "--limit", 2, "--save_folder", results)
         assert_ran(call(main, *run, "--detect_thresh", 0.6))
         assert len(list((results / "runs").iterdir())) == 2
+        assert_ran(call(main, *run, "--dtype", "bfloat16"))
+        assert len(list((results / "runs").iterdir())) == 3
 
     def test_photos_turned_otherwise_are_another_run(self, small: Path, models: Path, call: Callable) -> None:
         folder = detect(call, small, models, "--limit", 2)
