@@ -454,6 +454,15 @@ class TestReferencePhotosThatChange:
         assert_refused(call(main, *options(folder, models), "--strict"), "git lfs pull")
         assert files_of(folder / "features") == before
 
+    def test_one_whose_drive_is_away_keeps_its_views(self, folder: Path, models: Path, call: Callable) -> None:
+        before = files_of(folder / "features")
+        photo = folder / f"data/YoLLaVA/train/{CONCEPTS[0]}/1.png"
+        photo.unlink()
+        photo.symlink_to("/nowhere/1.png")
+        result = call(main, *options(folder, models), "--variation", "augment", "--n_augment", 2)
+        assert "changed" not in result.stderr and "0 views made, 6 kept" in result.stdout
+        assert files_of(folder / "features") == before
+
     def test_each_view_is_looked_at(self, folder: Path, models: Path, call: Callable) -> None:
         run = (*options(folder, models), "--variation", "augment", "--n_augment", 2)
         views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"
@@ -521,6 +530,9 @@ class TestReferencePhotosThatChange:
         assert_ran(call(main, *run, "--overwrite"))
         assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "1_0.pt", "1_1.pt"]
         assert "0 views made, 4 kept" in call(main, *run).stdout
+
+    def test_the_least_area_of_masks_is_nothing_to_boxes(self, folder: Path, models: Path, call: Callable) -> None:
+        assert "0 views made, 2 kept" in call(main, *options(folder, models), "--min_mask_area", 5).stdout
 
     def test_those_of_another_number_format(self, folder: Path, models: Path, call: Callable) -> None:
         run = options(folder, models)
