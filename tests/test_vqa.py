@@ -34,12 +34,14 @@ from PIL import Image
 from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, prompt_of, write_json
 
 from pekit import asking, datasets
+from pekit.answers import BASELINE, PERSONALISED, Answer, Query, Verdict
 from pekit.cli import detection
 from pekit.cli.vqa import main
 from pekit.parallel import PeerLostError
 from pekit.records import Detection, UserError, View
 from pekit.views import save_view, view_file
-from pekit.vqa_runs import held
+from pekit.vqa_results import summarise, summary_text
+from pekit.vqa_runs import describe_lvlm, held
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ("--num_workers", 0, "--n_training_views", 1)
@@ -541,6 +543,36 @@ def test_unanswered_and_ungraded_are_counted_apart(ask: Call, nowhere: dict, tmp
     assert_no_key(tmp_path, result)
 
 
+def test_unanswered_questions_are_told_where_nobody_grades(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    run = ("--dataset", "this-is-my", "--multi_concept", "--limit", 2, "--grader", "none")
+    with ChatServer(lambda body, n: (503, "busy") if "Where" in prompt_of(body) else "outside") as server:
+        result = ask(*run, *served(server))
+    assert_ran(result, 1)
+    assert f"go on with --resume {only_run(tmp_path / 'results')}" in result.stderr
+
+
+def answer_about(subject: str, variant: str, correct: bool | None, missed: tuple[str, ...] = ()) -> Answer:
+    query = Query(1, variant, subject, "0.png", (subject,), "What?", {}, "key", "prompt", not_found=missed)
+    return Answer(query, "reply", verdict=Verdict(correct, "gpt", reason="Not sure"))
+
+
+def test_a_summary_counted_by_hand() -> None:
+    own = [("a", True), ("a", True), ("b", False)]
+    baseline = [("a", False), ("a", None), ("b", True)]
+    answers = [answer_about(subject, PERSONALISED, correct, ("x", "y")) for subject, correct in own]
+    answers += [answer_about(subject, BASELINE, correct) for subject, correct in baseline]
+    total = summarise(answers, [])
+    assert [line.split() for line in summary_text(total).splitlines()[:4]] == [
+        ["correct", "total", "accuracy", "baseline"],
+        ["a", "2", "2", "100.0", "%", "0.0", "%"],
+        ["b", "0", "1", "0.0", "%", "100.0", "%"],
+        ["all", "questions", "2", "3", "66.7", "%", "50.0", "%"],
+    ]
+    assert total["grading_errors"] == ["question 1 (baseline), a, 0.png: Not sure"]
+    assert (total["ungraded"], total["baseline"]["ungraded"]) == (0, 1)
+    assert (total["regions_not_found"], total["baseline"]["regions_not_found"]) == (6, 0)
+
+
 def test_unreadable_photo_is_named_and_the_run_goes_on(ask: Call, world: Path, tmp_path: Path) -> None:
     photos = tmp_path / "mine"
     photos.mkdir()
@@ -708,6 +740,50 @@ def test_resume_refuses_another_run(ask: Call, nowhere: dict, tmp_path: Path) ->
         (run / "answers.jsonl").write_text('{"number": 1}\n')
         assert_refused(ask("--resume", run), "answers.jsonl", "is no answer")
     assert_refused(ask("--resume", tmp_path), str(tmp_path), "config.json")
+
+
+def test_resume_refuses_what_replies_depend_on(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+        run = only_run(tmp_path / "results")
+        for option, value in (
+            ("--detect_thresh", 0.5), ("--prompt_style", "released"), ("--task", "vqa_names"), ("--limit", 2),
+            ("--seed", 7), ("--n_training_views", 2), ("--dino_img_size", 224),
+            ("--dtype", "bfloat16"), ("--vlm_model", "openai:other"), ("--vlm_dtype", "bfloat16"),
+        ):  # fmt: skip
+            assert_refused(ask("--resume", run, option, value), str(run), f"another {option} ")
+        assert len(server.bodies) == 3
+
+
+def test_resume_refuses_other_models_in_the_same_folder(ask: Call, nowhere: dict, models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    run = ("--dataset", "yollava", "--models", tmp_path / "models")
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask(*run, *served(server)))
+        weights = tmp_path / "models/grounding/model.safetensors"
+        weights.write_bytes(bytes(weights.stat().st_size))
+        assert_refused(ask("--resume", only_run(tmp_path / "results"), *run), "another set of models")
+
+
+def test_replies_of_two_lvlms_are_not_mixed_and_the_first_command_is_kept(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", CONFIG)
+    again = {**CONFIG, "argv": ["--resume", str(tmp_path)], "working_folder": "elsewhere"}
+    describe_lvlm(tmp_path, again, {"source": "lvlm", "fingerprint": "one"})
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored == CONFIG | {"lvlm": {"source": "lvlm", "fingerprint": "one"}}
+    with pytest.raises(UserError, match=r"holds replies of another LVLM \(one\)"):
+        describe_lvlm(tmp_path, again, {"source": "lvlm", "fingerprint": "two"})
+    assert json.loads((tmp_path / "config.json").read_text()) == stored
+
+
+def test_an_empty_reply_is_not_asked_for_again(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    with ChatServer(lambda body, n: "") as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+        run = only_run(tmp_path / "results")
+        before = (run / "results_summary.json").read_bytes()
+        assert_ran(ask("--resume", run))
+        assert len(server.bodies) == 3 and (run / "results_summary.json").read_bytes() == before
+    assert (summary(run)["unanswered"], summary(run)["overall"]["total"]) == (0, 3)
 
 
 def test_resume_asks_only_the_variant_that_is_missing(
