@@ -219,18 +219,6 @@ def test_a_folder_that_is_older_than_it_was_has_changed_too(stored, monkeypatch)
     assert np.array_equal(after.descriptors[0, 1], np.ones(WIDTH))
 
 
-def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(stored, monkeypatch) -> None:
-    folder, concepts = stored
-    consolidate(monkeypatch)
-    left, written = (folder / f".{gallery.CONSOLIDATED}.{number}.partial" for number in (1, 2))
-    for file in (left, written):
-        file.touch()
-    two_days_ago = time.time() - 48 * 3600
-    os.utime(left, (two_days_ago, two_days_ago))
-    gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
-    assert not left.exists() and written.exists()
-
-
 def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
