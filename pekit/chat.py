@@ -22,6 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 OPENAI_HOST = "api.openai.com"
+NO_KEY = "none"  # sent to servers that want none
 LONGEST_WAIT = 60.0
 HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
 OF_ONE_QUESTION = (403, 404)  # those that may speak of the question, where others have been answered
@@ -140,9 +141,12 @@ class Chat:
             else:
                 self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
             str(self._client.default_headers).encode("ascii")  # the organisation's name is one of them
-        except (ImportError, ValueError, OSError) as error:  # a proxy's address, a missing package, letters, a file
+        except Exception as error:  # a missing package, letters, a file, a proxy's address
+            # The HTTP library has a class of its own for addresses, and quotes what may be a piece of a password.
+            known = isinstance(error, (ImportError, ValueError, OSError))
+            why = f"{type(error).__name__}{f': {error}' if known else ''}"
             raise UserError(
-                f"{endpoint.option} cannot be reached with this environment ({type(error).__name__}: {error}): check "
+                f"{endpoint.option} cannot be reached with this environment ({why}): check "
                 "ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
             ) from None
         self._stopped = threading.Event()
@@ -255,7 +259,7 @@ class Chat:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
         key = self._endpoint.key
         ends = f"|{re.escape(key[-4:])}" if len(key) >= 8 else ""  # what masks of any form leave to be seen
-        text = " ".join(text.replace(key, "***").split())
+        text = " ".join(text.replace(key, "***" if key != NO_KEY else key).split())
         return re.sub(rf"\bsk-[\w*.-]+|\S*(?:\*{{3,}}{ends})\S*", "***", text)[:SHOWN_LETTERS]
 
 

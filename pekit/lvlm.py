@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
+from pekit.chat import NO_KEY, OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
 from pekit.records import UserError, counted
 
 log = logging.getLogger(__name__)
@@ -313,7 +313,7 @@ class ServedLvlm(Lvlm):
         if not name:
             raise UserError(f"--vlm_model {SERVED} names no model: write {SERVED}<name>, as the server calls it")
         own = not settings.base_url or host_of(settings.base_url) == OPENAI_HOST
-        key = os.environ.get("VLM_API_KEY") or (os.environ.get("OPENAI_API_KEY") if own else "none")
+        key = os.environ.get("VLM_API_KEY") or (os.environ.get("OPENAI_API_KEY") if own else NO_KEY)
         if not key:
             raise UserError(
                 f"--vlm_model {settings.source} needs a key: set VLM_API_KEY in the environment, or name another "

@@ -615,12 +615,25 @@ def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("HTTP_PROXY", "ftp://x"), ("OPENAI_ORG_ID", "\u00f6rg"), ("SSL_CERT_FILE", "/nowhere/cert.pem")],
+    [
+        ("HTTP_PROXY", "ftp://x"),
+        ("HTTP_PROXY", "http://me:hidd/en@host:80"),
+        ("OPENAI_ORG_ID", "\u00f6rg"),
+        ("SSL_CERT_FILE", "/nowhere/cert.pem"),
+    ],
 )
 def test_an_environment_that_cannot_work_is_named(no_key: pytest.MonkeyPatch, name: str, value: str) -> None:
     no_key.setenv(name, value)
-    with pytest.raises(UserError, match=f"openai:m cannot be reached with this environment.*{name}"):
+    with pytest.raises(UserError, match=f"openai:m cannot be reached with this environment.*{name}") as caught:
         open_lvlm(LvlmSettings("openai:m", base_url="http://host/v1"))
+    assert "hidd" not in str(caught.value)
+
+
+def test_a_server_without_a_key_may_speak_of_none(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: (400, "prompt_style none is unknown")) as server:
+        lvlm = open_lvlm(LvlmSettings("openai:m", base_url=server.url))
+        ((_, reply),) = lvlm.answers([Request(0, None, "?")])
+    assert "prompt_style none is unknown" in reply.error
 
 
 @pytest.mark.parametrize(
