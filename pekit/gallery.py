@@ -270,7 +270,7 @@ class _Index:
             descriptors[there] = rows
             there[there] = valid
             valid = there
-        own = _signature({concept.key: self.dated[concept.key] for concept in concepts})
+        own = "\n".join(f"{concept.key}\0{self.dated[concept.key]}" for concept in concepts)
         places = flat - np.repeat(self.starts[numbers], used)
         source = hashlib.sha256(own.encode() + places.tobytes()).hexdigest()
         return Gallery(tuple(concepts), descriptors, valid, files, source)
