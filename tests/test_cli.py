@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_ran, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
-from pekit import cli, pictures
+from pekit import cli, hub, pictures
 from pekit.cli import detection, extraction, vqa
 from pekit.records import UserError
 
@@ -199,6 +199,7 @@ class TestMemoryThatRunsOut:
 
     def test_of_the_gpu(self, call: Callable) -> None:
         error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+        assert hub.is_out_of_memory(error)
         assert_refused(self.run(call, error), "memory is full", "--device", "--dtype bfloat16", "--models small")
 
     def test_while_a_model_is_moved_to_the_gpu(
