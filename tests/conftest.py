@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,12 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
     assert len(errors) == 1, result.stderr
     for word in words:
         assert word in errors[0], f"{word!r} not in {errors[0]!r}"
+
+
+@pytest.fixture(autouse=True)
+def hears_ctrl_c() -> None:
+    """Jobs in a shell's background start out deaf to it, and what they start as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -615,7 +615,6 @@ def test_ctrl_c_stops_quietly_and_the_same_command_writes_the_whole(sample: Path
     (tmp_path / "myvlm").mkdir()  # an empty folder is in nobody's way
     command = [sys.executable, "-m", "pekit.sample", "--out", str(tmp_path)]
     environment = script_environment()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background start out deaf to it
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=environment) as process:
         end = time.monotonic() + 100
         while not (tmp_path / "sample.json").exists() and process.poll() is None and time.monotonic() < end:

@@ -611,7 +611,6 @@ def test_a_dry_run_names_an_unreadable_photo_and_goes_on(ask: Call, nowhere: dic
 
 def interrupted(command: list[object], ready: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
     """Run vqa.py and press Ctrl-C when it is ready."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background start out deaf to it
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "vqa.py"), *map(str, command)], env=script_environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -695,7 +694,7 @@ CONFIG = {"argv": ["--dataset", "yollava"], "working_folder": ".", "settings": {
 
 
 def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
-    ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Call, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
@@ -703,8 +702,7 @@ def test_ctrl_c_is_answered_where_there_is_no_run_to_go_on_with(
     monkeypatch.setattr("pekit.questions.read_questions", stop)
     monkeypatch.setattr("pekit.vqa_runs.regrade", stop)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    for options in (("--dataset", "yollava"), ("--regrade", tmp_path)):
-        result = ask(*options)
+    for result in (ask("--dataset", "yollava"), call(main, "--regrade", tmp_path)):
         assert_ran(result, 130)
         assert "stopped\n" in result.stderr and "--resume" not in result.stderr
 
