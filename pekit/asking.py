@@ -96,7 +96,6 @@ def run_vqa(
             with joined(shard):
                 nothing: list[int] = []
                 numbers = gather(nothing, shard)[0]  # the first process knows which questions are still to be asked
-                agree(identity(gallery), "the views", shard)
                 todo = [item for item in items if item.number in numbers]
                 locate_concepts(todo, gallery, settings, models, loading, shard)
         return None
@@ -115,7 +114,6 @@ def run_vqa(
         if gallery and (todo or shard.world > 1):
             with joined(shard):
                 gather([item.number for item in todo], shard)
-                agree(identity(gallery), "the views", shard)
                 located = locate_concepts(todo, gallery, settings, models, loading, shard)
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
@@ -204,9 +202,13 @@ def locate_concepts(
 
     Returns:
         Photo -> regions, best first; a photo that cannot be read has none.
+
+    Raises:
+        UserError: the processes have read different views.
     """
     from pekit.pipeline import Recognizer, match_photos
 
+    agree(identity(gallery), "the views", shard)
     names = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
     photos = shard.share([Photo(path, name) for path, name in names.items()])
     least = -math.inf if settings.detect_thresh is None else settings.detect_thresh

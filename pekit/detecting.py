@@ -64,7 +64,6 @@ def run_detection(
         concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
     gallery = first(lambda: load_gallery(*where), shard)
-    agree(identity(gallery), "the views", shard)
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
     check_views(settings.views_folder, sources, models, loading, settings.split)
@@ -72,6 +71,7 @@ def run_detection(
         photos = without_references(photos, gallery)
     photos = photos[: settings.limit]
     config = _config(settings, models, loading, sources, gallery, photos)
+    agree(config["views_digest"], "the views", shard)
     lock = None
     folder, parts = settings.save_folder, 0
     done: dict[str, dict] = {}

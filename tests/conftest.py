@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -57,9 +57,11 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
 
 
 @pytest.fixture(autouse=True)
-def hears_ctrl_c() -> None:
-    """Jobs in a shell's background start out deaf to it, and what they start as well."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def hears_ctrl_c() -> Iterator[None]:
+    """Jobs in a shell's background start out deaf to it, and what they start as well; scripts are at their end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -239,8 +239,8 @@ def test_a_file_of_another_layout_is_replaced(stored, monkeypatch, changed, valu
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         metadata = content.metadata()
     del tensors[changed]
-    save_file({**tensors, changed if value is not None else "more": torch.zeros(1) if value is None else value}, file,
-              metadata)  # fmt: skip
+    tensors |= {"more": torch.zeros(1)} if value is None else {changed: value}
+    save_file(tensors, file, metadata)
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from conftest import ROOT, assert_ran, run_script, script_environment
 
 from pekit import cli, start
 from pekit.files import naming
-
-
-@pytest.fixture()
-def sigint() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +27,7 @@ def sigint() -> Iterator[None]:
     ],
 )
 def test_ctrl_c_is_quiet_from_the_first_import_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sigint: None, text: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: int
 ) -> None:
     (tmp_path / "a_script.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
