@@ -142,6 +142,8 @@ def check_views(
             manifest.exif,
             loading.exif,
         )
+    if manifest.dtype != models.dtype:
+        log.warning("the views were made with --dtype %s, which gives slightly other similarities", manifest.dtype)
 
 
 def _with_views(

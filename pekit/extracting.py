@@ -16,7 +16,7 @@ from pekit.files import alone_in, digest_if_readable
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, first, gather
-from pekit.pictures import AUGMENTATION, Task
+from pekit.pictures import AUGMENTATION, Task, import_albumentations
 from pekit.pipeline import Recognizer, extract_views
 from pekit.records import Concept, Photo, UserError, counted
 from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, view_file
@@ -93,6 +93,8 @@ def run_extraction(
     todo = [task for task in left if task.photo in mine]
     if settings.shuffle:
         todo = [todo[i] for i in np.random.default_rng(settings.seed).permutation(len(todo))]
+    if any(task.augmentation for task in todo):
+        import_albumentations()
     failed: dict[str, str] = {}
     recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
 

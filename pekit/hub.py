@@ -16,15 +16,19 @@ import torch
 import transformers
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from pekit.cli import ModelSettings
 from pekit.records import UserError
 
 log = logging.getLogger(__name__)
+downloads_are_shown = not are_progress_bars_disabled()
 transformers.utils.logging.disable_progress_bar()  # photos have one; a second, of weights, only hides it
+if downloads_are_shown:  # theirs went with it
+    enable_progress_bars()
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -134,6 +138,12 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...] = (),
     with _explained(option, source):
         if not local:
             _ask_once(name, revision or "main")
+        stated, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
+        if stated.get("model_type") == "internvl_chat":
+            raise UserError(
+                f"{option} {source} is an InternVL in the format of its own code, which transformers' classes do not "
+                "read: take its port (OpenGVLab/InternVL3-…-hf), or serve it and name it openai:<name>"
+            )
         config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
     if model_types and config.model_type not in model_types:
         raise UserError(

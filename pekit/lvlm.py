@@ -151,7 +151,7 @@ class LocalLvlm(Lvlm):
 
         from pekit.hub import find_checkpoint
 
-        source = settings.source if settings.trust_remote_code else native_port(settings.source)
+        source = native_port(settings.source)
         if source != settings.source:
             log.info("%s is read from its native port %s", settings.source, source)
         self._trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
@@ -323,6 +323,7 @@ class ServedLvlm(Lvlm):
         self._endpoint = Endpoint(option, name, key, settings.base_url, url_option="--vlm_base_url")
         self._chat = Chat(self._endpoint, settings.patience)
         self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
+        self._line_break = "" if name.lower().endswith("-hf") else "\n"  # the ports' chat template breaks the line
         self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
 
     def describe(self) -> dict:
@@ -333,7 +334,7 @@ class ServedLvlm(Lvlm):
         return concurrently(self._answer, requests, self._concurrency, self._chat.stop)
 
     def _answer(self, request: Request) -> tuple[Request, Reply]:
-        parts = wrap(request.prompt, self._style, request.image is not None)
+        parts = wrap(request.prompt, self._style, request.image is not None, self._line_break)
         content: list[dict[str, Any]] = []
         for part in parts:
             if part is IMAGE and request.image is not None:

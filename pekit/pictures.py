@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from pekit.cli import LoadingSettings
 from pekit.datasets import open_image, squash
 from pekit.files import digest_if_readable
-from pekit.records import Photo, PhotoError
+from pekit.records import Photo, PhotoError, UserError
 
 ROTATION_LIMIT = 30
 FLIP_PROBABILITY = 0.5
@@ -67,6 +68,24 @@ class Batch:
         return Batch(self.tasks, {r: v.pin_memory() for r, v in self.inputs.items()}, self.pictures, self.failed)
 
 
+def import_albumentations() -> ModuleType:
+    """The library that draws augmentations, imported where there are any to draw.
+
+    Raises:
+        UserError: it is not there, or what it needs of the system is not.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look online for a newer version
+    try:
+        import albumentations
+    except ImportError as error:
+        # Of opencv-python and -headless, which share a folder, the one installed last is there; only one needs libGL.
+        raise UserError(
+            f"--variation augment needs albumentations, which cannot be imported ({error}): run pip install "
+            "albumentations, or where libGL is missing pip install --force-reinstall --no-deps opencv-python-headless"
+        ) from None
+    return albumentations
+
+
 def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Image.Image:
     """A random rotation within ±30° (corners black, size kept), then a flip with probability 1/2.
 
@@ -82,9 +101,7 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
     Returns:
         A new RGB picture of the same size.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations
-
+    albumentations = import_albumentations()
     key = hashlib.sha256(f"{seed}/{photo}/{augmentation}".encode()).digest()
     transform = albumentations.Compose(
         [

@@ -18,7 +18,7 @@ from pekit import features, regions
 from pekit.cli import LoadingSettings, ModelSettings
 from pekit.hub import is_out_of_memory, pick_device
 from pekit.pictures import Batch, Task, load_batches
-from pekit.records import Gallery, Photo, Regions, UserError, View
+from pekit.records import NOT_FINITE, Gallery, Photo, Regions, UserError, View
 from pekit.retrieval import Best, Matcher
 from pekit.views import save_view
 
@@ -76,7 +76,7 @@ class _Steps:
                     raise
                 if self.piece == 1:
                     raise UserError(
-                        "one photo does not fit in memory: use --dtype bfloat16 or --models small"
+                        "one photo does not fit in memory: use --models small or, on a GPU, --dtype bfloat16"
                     ) from None
             # not before the error is gone: its traceback holds what the pass that failed had computed
             self.piece = -(-self.piece // 2)
@@ -193,7 +193,7 @@ def _view(task: Task, grid: torch.Tensor, member: np.ndarray) -> View:
 
 def _not_finite(photo: Photo) -> UserError:
     """A format too small for a model's numbers gives NaN, and what is compared with NaN is never found."""
-    return UserError(f"{photo.name} gives features that are not finite: use --dtype float32 or bfloat16")
+    return UserError(f"{photo.name} gives features that are {NOT_FINITE}")
 
 
 # --- matching -----------------------------------------------------------------------------------------------------

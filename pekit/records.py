@@ -21,6 +21,9 @@ class PhotoError(Exception):
     """One photo cannot be read; the run goes on without it unless ``--strict``."""
 
 
+NOT_FINITE = "not finite: use --dtype float32, or where it is in use another checkpoint"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, for messages: "1 photo", "3 photos"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

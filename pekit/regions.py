@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection, SamModel
+from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer, SamModel
 from transformers.image_transforms import center_to_corners_format
 
 from pekit.features import PictureInput
 from pekit.hub import ROLES, find_checkpoint
-from pekit.records import Regions, UserError
+from pekit.records import NOT_FINITE, Regions, UserError
+
+log = logging.getLogger(__name__)
 
 PROPOSAL_PROMPT = "object."
 PROPOSAL_SCORE = 0.01
@@ -28,17 +31,21 @@ class Grounder:
     Args:
         source: checkpoint, as ``--grounding_model`` takes it.
         size: side S of the squashed picture in px.
-        device, dtype: where and in which number format the model runs.
+        device, dtype: where and in which number format the model runs; on CPUs in fp32, whatever is asked for.
 
     Raises:
         UserError: the checkpoint cannot be loaded.
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
+        if device.type == "cpu" and dtype != torch.float32:
+            # torch's grid_sample of 16-bit numbers reads past the maps that a batch of one gives it there
+            log.warning("on a CPU Grounding DINO runs in float32: its boxes would be wrong in 16 bits")
+            dtype = torch.float32
         checkpoint = find_checkpoint(source, *ROLES["grounding"])
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
         self._tokenizer = checkpoint.part(AutoTokenizer)
-        self.model = checkpoint.load(GroundingDinoForObjectDetection, dtype=dtype).to(device)
+        self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
         self.source = checkpoint.described()
         self._size, self.device, self.dtype = size, device, dtype
 
@@ -50,7 +57,7 @@ class Grounder:
         boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
         scores = output.logits.float().sigmoid().amax(-1).cpu().numpy()
         if np.isnan(scores).any():  # else they would read as nothing found
-            raise UserError("Grounding DINO gives scores that are not finite: use --dtype float32 or bfloat16")
+            raise UserError(f"Grounding DINO gives scores that are {NOT_FINITE}")
         return boxes.cpu().numpy(), scores
 
     def ground(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> list[Regions]:

@@ -40,6 +40,7 @@ from conftest import (
     write_yollava,
 )
 from PIL import Image
+from transformers import GroundingDinoForObjectDetection
 
 from pekit import detecting, regions, results
 from pekit.cli import extraction
@@ -648,14 +649,14 @@ class TestNumbersThatAreNotFinite:
     def test_of_grounding_dino(
         self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        heads = regions.GroundingDinoForObjectDetection.forward
+        heads = GroundingDinoForObjectDetection.forward
 
         def overflow(*args: object, **kwargs: object) -> object:
             output = heads(*args, **kwargs)
             output.logits[0, 0] = math.nan
             return output
 
-        monkeypatch.setattr(regions.GroundingDinoForObjectDetection, "forward", overflow)
+        monkeypatch.setattr(GroundingDinoForObjectDetection, "forward", overflow)
         self.refuse(call, small, models, "Grounding DINO")
 
     def test_of_dino(self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -867,7 +868,9 @@ class TestGoingOn:
         run = (*common(small, models), "--limit", 2, "--save_folder", results)
         assert_ran(call(main, *run, "--detect_thresh", 0.6))
         assert len(list((results / "runs").iterdir())) == 2
-        assert_ran(call(main, *run, "--dtype", "bfloat16"))
+        other = call(main, *run, "--dtype", "bfloat16")
+        assert_ran(other)
+        assert "the views were made with --dtype float32" in other.stderr
         assert len(list((results / "runs").iterdir())) == 3
 
     def test_photos_turned_otherwise_are_another_run(self, small: Path, models: Path, call: Callable) -> None:

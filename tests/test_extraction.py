@@ -522,6 +522,20 @@ class TestReferencePhotosThatChange:
         assert_ran(call(main, *options(folder, models), "--overwrite"))
         assert sorted(path.name for path in views.iterdir()) == ["0_0.pt", "0_1.pt", "0_2.pt"]
 
+    def test_augmenting_where_a_system_library_is_missing(
+        self, folder: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = files_of(folder / "features")
+
+        def missing(*args: object) -> None:
+            raise ImportError("libGL.so.1: cannot open shared object file")
+
+        monkeypatch.delitem(sys.modules, "albumentations", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [type("Finder", (), {"find_spec": missing})(), *sys.meta_path])
+        run = (*options(folder, models), "--variation", "augment", "--overwrite")
+        assert_refused(call(main, *run), "albumentations", "libGL.so.1", "opencv-python-headless")
+        assert files_of(folder / "features") == before
+
     def test_fewer_augmentations(self, folder: Path, models: Path, call: Callable) -> None:
         run = (*options(folder, models), "--variation", "augment", "--n_augment", 1)
         views = folder / f"features/yollava/extracted_features/{CONCEPTS[0]}"

@@ -9,12 +9,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+import transformers
+from conftest import ROOT, script_environment
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoModel
 
 from pekit import hub
 
 NAME = "someone/dino"
+
+
+def test_downloads_are_shown_and_loading_is_not() -> None:
+    assert not are_progress_bars_disabled()
+    assert not transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_who_switches_downloads_off_is_heeded() -> None:
+    code = "import pekit.hub, huggingface_hub.utils as u; print(u.are_progress_bars_disabled())"
+    environment = script_environment(HF_HUB_DISABLE_PROGRESS_BARS="1")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (run.stdout, run.stderr) == ("True\n", "")
 
 
 def checkpoint() -> hub.Checkpoint:

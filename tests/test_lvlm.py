@@ -92,7 +92,7 @@ def test_native_ports(name: str, port: str) -> None:
 
 
 def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     asked: list[str] = []
 
@@ -100,11 +100,12 @@ def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.M
         asked.append(name)
         raise OSError("not here")
 
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda *args, **options: ({}, {}))
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     for trusted in (False, True):
         with pytest.raises(UserError, match="--vlm_model OpenGVLab/InternVL3-14B"):
             LocalLvlm(LvlmSettings("OpenGVLab/InternVL3-14B", device="cpu", trust_remote_code=trusted))
-    assert asked == ["OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-14B"]
+    assert asked == ["OpenGVLab/InternVL3-14B-hf"] * 2
 
 
 def test_without_network_it_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +125,7 @@ def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
     internvl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder stands in for the hub, whose answer names the commit."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig
 
     asked = []
 
@@ -144,8 +145,10 @@ def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
     for auto_class in (AutoConfig, AutoProcessor, AutoImageProcessor):
         stand_in(auto_class)
     monkeypatch.setattr("pekit.hub._fetched", lambda name, revision: internvl)
-    source, port = "OpenGVLab/InternVL3-1B@v1", "OpenGVLab/InternVL3-1B-hf"
-    for trusted, name in ((False, port), (True, "OpenGVLab/InternVL3-1B")):
+    stated = PreTrainedConfig.get_config_dict
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda name, **options: stated(internvl, **options))
+    source, name = "OpenGVLab/InternVL3-1B@v1", "OpenGVLab/InternVL3-1B-hf"
+    for trusted in (False, True):
         asked.clear()
         described = LocalLvlm(LvlmSettings(source, device="cpu", trust_remote_code=trusted))._checkpoint.described()
         assert asked == [
@@ -396,6 +399,15 @@ def test_remote_code_needs_its_flag(internvl: Path, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_internvl_of_its_own_code_is_told_from_its_port(tmp_path: Path, trusted: bool) -> None:
+    own = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text("raise RuntimeError\n")
+    with pytest.raises(UserError, match=r"--vlm_model .*format of its own code.*port"):
+        LocalLvlm(LvlmSettings(str(tmp_path), device="cpu", trust_remote_code=trusted))
+
+
 def test_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement(LvlmSettings("m", device="cpu")) == {
         "device_map": {"": torch.device("cpu")},
@@ -457,14 +469,16 @@ def test_photos_travel_as_png(no_key: pytest.MonkeyPatch) -> None:
 
 
 def test_released_wrap_when_served(no_key: pytest.MonkeyPatch) -> None:
+    """The template of the ports breaks the line after a photo itself, as it does for a local one."""
     requests = [Request(0, picture(0), "Why?")]
     with ChatServer(lambda body, n: "A") as server:
         list(served(server, prompt_style="released").answers(requests))
-        lvlm = open_lvlm(LvlmSettings("openai:OpenGVLab/InternVL3-14B", base_url=server.url, patience=QUICK))
-        list(lvlm.answers(requests))
-    for body in server.bodies:
-        content = body["messages"][0]["content"]
-        assert [part.get("text") for part in content] == ["USER: ", None, "\nWhy?\nASSISTANT:"]
+        for name in ("InternVL3-14B", "InternVL3-14B-hf", "InternVL3_5-8B-HF"):
+            lvlm = open_lvlm(LvlmSettings(f"openai:OpenGVLab/{name}", base_url=server.url, patience=QUICK))
+            list(lvlm.answers(requests))
+    texts = [[part.get("text") for part in body["messages"][0]["content"]] for body in server.bodies]
+    broken, whole = ["USER: ", None, "\nWhy?\nASSISTANT:"], ["USER: ", None, "Why?\nASSISTANT:"]
+    assert texts == [broken, broken, whole, whole]
 
 
 def test_as_many_requests_at_once_as_asked_for_and_no_photo_sooner(no_key: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +55,35 @@ class TestGrounder:
             np.testing.assert_allclose(region.boxes_xyxy[0], boxes[best], atol=0.02)  # of 518 px
             np.testing.assert_allclose(region.scores[0], scores[best], atol=1e-5)
         assert len(tops) > 1  # not simply the first of the list
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_on_a_cpu_it_runs_in_32_bits(
+        self, models: Path, pictures: list, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One photo in 16 bits would be looked at through memory that is not its own."""
+        halved = regions.Grounder(str(models / "grounding"), SIZE, CPU, dtype)
+        assert "Grounding DINO runs in float32" in caplog.text
+        assert {weights.dtype for weights in halved.model.parameters()} == {torch.float32}
+        whole = regions.Grounder(str(models / "grounding"), SIZE, CPU, torch.float32)
+        pixels = self.pixels(whole, pictures[:1])
+        (one,), (other,) = (grounder.propose(pixels) for grounder in (halved, whole))
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+    def test_mm_grounding_dino_is_a_model_of_its_own(self, models: Path, tmp_path: Path, pictures: list) -> None:
+        """Its heads scale and shift the logits; in the other class its scores would be others."""
+        shutil.copytree(models / "grounding", tmp_path, dirs_exist_ok=True)
+        stated = json.loads((tmp_path / "config.json").read_text())
+        torch.manual_seed(0)
+        model = transformers.MMGroundingDinoForObjectDetection(
+            transformers.MMGroundingDinoConfig(**{k: v for k, v in stated.items() if k != "model_type"})
+        ).eval()
+        model.save_pretrained(tmp_path)
+        grounder = regions.Grounder(str(tmp_path), SIZE, CPU, torch.float32)
+        (found,) = grounder.ground(self.pixels(grounder, pictures[:1]), ["mug cup."])
+        words = transformers.AutoTokenizer.from_pretrained(tmp_path)(["mug cup."], return_tensors="pt")
+        with torch.no_grad():
+            scores = model(pixel_values=self.pixels(grounder, pictures[:1]), **words).logits.sigmoid().amax(-1)
+        np.testing.assert_allclose(found.scores[0], float(scores.max()), atol=1e-6)
 
     def test_several_prompts_at_once_equal_one_by_one(self, grounder: regions.Grounder, pictures: list) -> None:
         pixels = self.pixels(grounder, pictures)
