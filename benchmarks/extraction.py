@@ -70,8 +70,9 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
     grounder, dino = recognizer.grounder, recognizer.features
     assert grounder is not None
     prepare = {"grounding": grounder.prepare, "features": dino.prepare}
+    dtypes = {"grounding": grounder.dtype, "features": dino.dtype}
     prepared = [  # a copy even where they are there already, to leave the workers' shared memory
-        {role: values.to(recognizer.device, grounder.dtype, copy=True) for role, values in batch.inputs.items()}
+        {role: values.to(recognizer.device, dtypes[role], copy=True) for role, values in batch.inputs.items()}
         for batch in load_batches(tasks, recognizer.size, prepare, loading, args.batch_size)
     ]
     words = grounder._tokenizer(["object."] * args.batch_size, return_tensors="pt").to(recognizer.device)

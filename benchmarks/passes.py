@@ -1,6 +1,7 @@
 """Bare forward passes of Grounding DINO and DINOv2, per photo: model sets, and settings that might suit a processor.
 
 The models are built at the published sizes with random weights; other sizes are read from ``--paper`` and ``--small``.
+On a CPU Grounding DINO runs in fp32 whatever is asked for, as in the scripts.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def test_figures_of_the_whole_recognition_are_means_over_both_samples(
         for name, recalls, precisions, clean in (
             ("yollava-single", (1.0, 0.5), (None, 0.25), 0.0),
             ("this-is-my-single-positive", (0.75, 0.75), (0.75, 0.5), 0.0),
-            ("this-is-my-single-fake", (0.0, 0.0), (0.0, 0.0), 0.0),
+            ("this-is-my-single-fake", (0.0, 0.0), (0.0, 0.0), 0.8 if second else 0.4),
             ("this-is-my-single-negative_hard", (0.0, 0.0), (0.0, 0.0), 0.5 if second else 0.9),
             ("this-is-my-single-negative_other", (0.0, 0.0), (0.0, 0.0), 1.0 if second else 0.6),
         ):
@@ -204,10 +204,11 @@ def test_figures_of_the_whole_recognition_are_means_over_both_samples(
     monkeypatch.setattr(recognition, "SEEDS", (7, 8))
     monkeypatch.setattr(recognition, "write_sample", write)
     monkeypatch.setattr(recognition, "run_command", lambda script, options: asked.append((script, options[1])))
-    recall, precision, alike, other = recognition.evaluate(tmp_path)
+    recall, precision, alike, imitated, other = recognition.evaluate(tmp_path)
     assert seeds == [7, 8] and len(set(recognition_seeds)) == len(recognition_seeds) > 2
     assert set(asked) == {(s, d) for s in ("extraction", "detection") for d in ("yollava", "this-is-my")}
     assert (recall.value, recall.n) == (0.75, 8)
     assert (precision.value, precision.n) == (0.5, 8)  # without the one that is none
     assert (alike.value, alike.n) == (pytest.approx((10 * 0.9 + 30 * 0.5) / 40), 40)
+    assert (imitated.value, imitated.n) == (pytest.approx((10 * 0.4 + 30 * 0.8) / 40), 40)
     assert (other.value, other.n) == (pytest.approx((10 * 0.6 + 30 * 1.0) / 40), 40)

@@ -17,7 +17,11 @@ from pekit.sample.run import commands, run_command
 
 SEEDS = (7, 8, *range(31, 37))  # of one sample to the next, the share of clean photos alone differs by a tenth
 POSITIVE = ("yollava-single", "this-is-my-single-positive")
-NEGATIVE = {"look-alikes": "this-is-my-single-negative_hard", "other things": "this-is-my-single-negative_other"}
+NEGATIVE = {
+    "look-alikes": "this-is-my-single-negative_hard",
+    "close imitations": "this-is-my-single-fake",
+    "other things": "this-is-my-single-negative_other",
+}
 
 
 def evaluate(folder: Path) -> list[Row]:
