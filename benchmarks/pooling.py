@@ -23,8 +23,7 @@ def main() -> None:
         return pooled[which[which >= 0]]
 
     def product() -> torch.Tensor:
-        members = np.stack([features.rectangle_members(rectangle, len(grid)) for rectangle in rectangles])
-        pooled, which = features.pool_masks(grid, members)
+        pooled, which = features.pool_masks(grid, features.rectangle_members(rectangles, len(grid)))
         return pooled[which[which >= 0]]
 
     def plain() -> torch.Tensor:

@@ -11,14 +11,11 @@ from transformers import (
     Dinov2Model,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
-    SamConfig,
-    SamModel,
     SwinConfig,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 WORDS = ("object", "my", "red", "mug")
 # Model set -> Swin of Grounding DINO, DINOv2
@@ -40,32 +37,25 @@ def _tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={fixed.get(i, f"[unused{i}]"): i for i in range(30522)})
 
 
-def build(
-    folder: Path, roles: tuple[str, ...] = ("grounding", "features"), seed: int = 0, models: str = "paper"
-) -> Path:
-    """Write Grounding DINO, DINOv2 and, where asked for, sam-vit-base of a model set's sizes with random weights.
+def build(folder: Path, models: str = "paper") -> Path:
+    """Write Grounding DINO and DINOv2 of a model set's sizes with random weights.
 
     Args:
-        folder: gets grounding/, features/ and masks/, as ``--models FOLDER`` reads them; what is there is kept.
-        roles: which of them.
-        seed: of the weights.
+        folder: gets grounding/ and features/, as ``--models FOLDER`` reads them.
         models: "paper" (grounding-dino-base, dinov2-large) or "small" (grounding-dino-tiny, dinov2-base).
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     swin, dino = SIZES[models]
-    if "grounding" in roles and not (folder / "grounding").exists():
-        backbone = SwinConfig(**swin, out_indices=[2, 3, 4])
-        GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone)).save_pretrained(
-            folder / "grounding"
-        )
-        GroundingDinoImageProcessorPil().save_pretrained(folder / "grounding")
-        _tokenizer().save_pretrained(folder / "grounding")
-    if "features" in roles and not (folder / "features").exists():
-        Dinov2Model(Dinov2Config(**dino, image_size=518, patch_size=14)).save_pretrained(folder / "features")
-        BitImageProcessorPil(image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD).save_pretrained(
-            folder / "features"
-        )
-    if "masks" in roles and not (folder / "masks").exists():
-        SamModel(SamConfig()).save_pretrained(folder / "masks")
-        SamImageProcessorPil().save_pretrained(folder / "masks")
+    backbone = SwinConfig(**swin, out_indices=[2, 3, 4])
+    for part in (
+        GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone)),
+        GroundingDinoImageProcessorPil(),
+        _tokenizer(),
+    ):
+        part.save_pretrained(folder / "grounding")
+    for part in (
+        Dinov2Model(Dinov2Config(**dino, image_size=518, patch_size=14)),
+        BitImageProcessorPil(image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD),
+    ):
+        part.save_pretrained(folder / "features")
     return folder

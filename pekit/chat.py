@@ -51,7 +51,7 @@ class Patience:
     Attributes:
         attempts: requests per question.
         first_wait: seconds after the first failure; doubled after each.
-        timeout: seconds that one request may take.
+        timeout: seconds without a byte from the server, after which a request has failed.
     """
 
     attempts: int = 6

@@ -76,7 +76,7 @@ def run_extraction(
         UserError: two photos would share a view file, or the folder holds views of other models or settings.
     """
     _refuse_shared_files(photos, settings)
-    manifest = _manifest(identify(models, ground=True, segment=settings.grounding_sam), settings, models, loading)
+    manifest = _manifest(settings, models, loading)
 
     def place(task: Task) -> Path:
         return view_file(settings.folder, task.photo.concepts[0], task.photo.path.stem, task.augmentation)
@@ -105,11 +105,10 @@ def run_extraction(
         for path in stored.removed:
             path.unlink(missing_ok=True)
         if recognizer:
-            _save_manifest(_manifest(recognizer.sources(), settings, models, loading), settings.folder, stored.manifest)
+            _save_manifest(manifest, settings.folder, stored.manifest)
 
     first(lambda: None if shard.rank else make_room(), shard)
     if recognizer:
-        manifest = _manifest(recognizer.sources(), settings, models, loading)
         seen: os.stat_result | None = None
 
         def place_beside(task: Task) -> Path:
@@ -139,11 +138,9 @@ def run_extraction(
     return ExtractionReport(made, len(tasks) - len(left), everything)
 
 
-def _manifest(
-    sources: dict[str, dict], settings: ExtractionSettings, models: ModelSettings, loading: LoadingSettings
-) -> Manifest:
+def _manifest(settings: ExtractionSettings, models: ModelSettings, loading: LoadingSettings) -> Manifest:
     return Manifest(
-        models=sources,
+        models=identify(models, ground=True, segment=settings.grounding_sam),
         mask_kind="sam" if settings.grounding_sam else "box",
         size=models.size,
         min_mask_area=settings.min_mask_area if settings.grounding_sam else 0,

@@ -45,7 +45,6 @@ class PatchFeatures:
         self._skip = 1 + getattr(config, "num_register_tokens", 0)  # class token, registers
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), keep_size=True)
         self.model = checkpoint.load(AutoModel, dtype=dtype).to(device)
-        self.source = checkpoint.described()
         self.device, self.dtype = device, dtype
 
     @torch.inference_mode()
@@ -191,9 +190,8 @@ def patches_under(grid: torch.Tensor, member: np.ndarray) -> np.ndarray:
     return grid[torch.from_numpy(member).to(grid.device)].cpu().numpy()
 
 
-def rectangle_members(rectangle: np.ndarray, grid: int) -> np.ndarray:
-    """bool (G, G) membership of one grid rectangle."""
-    member = np.zeros((grid, grid), dtype=bool)
-    x0, y0, x1, y1 = rectangle
-    member[y0:y1, x0:x1] = True
-    return member
+def rectangle_members(rectangles: np.ndarray, grid: int) -> np.ndarray:
+    """Which patches belong to grid rectangles: int (M, 4) -> bool (M, G, G)."""
+    x0, y0, x1, y1 = rectangles[:, :, None].transpose(1, 0, 2)
+    i = np.arange(grid)
+    return ((y0 <= i) & (i < y1))[:, :, None] & ((x0 <= i) & (i < x1))[:, None]

@@ -91,15 +91,9 @@ def _normalised(text: str) -> str:
 def grade_options(answer: Answer) -> Verdict:
     """Grade a question with options by the released letter rule; the strict reading goes beside it."""
     query, reply = answer.query, answer.reply or ""
-    key = _key_letter(query.answer, list(query.options))
+    key = query.answer.upper()
     letter, strict = released_letter(reply, list(query.options)), strict_letter(reply, query.options)
     return Verdict(letter == key, "letter", letter, strict, strict == key)
-
-
-def _key_letter(answer: str, letters: Sequence[str]) -> str:
-    """The option that the key of a question begins with, upper case."""
-    upper = sorted((letter.upper() for letter in letters), key=len, reverse=True)
-    return next(letter for letter in upper if answer.upper().startswith(letter))
 
 
 def named_in(caption: str, names: Sequence[str]) -> list[str]:
@@ -252,7 +246,7 @@ class Judge:
         }
 
     def verdict(self, question: str, key: str, reply: str) -> Verdict:
-        """Judge one reply; ungraded where the judge gives neither Yes nor No."""
+        """Judge one reply; ungraded where the judge gives neither Yes nor No, or no answer at all."""
         endpoint = self._settings.endpoint
         judge = [endpoint.model, endpoint.kind, endpoint.base_url, self._settings.parameters, JUDGE_VERSION]
         content = json.dumps([question, key, reply, *judge])

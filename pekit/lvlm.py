@@ -34,7 +34,7 @@ class LvlmSettings:
         base_url: address of the server; empty for OpenAI's own.
         prompt_style: "released", "plain", or "" for released where the model is an InternVL.
         max_new_tokens: longest reply.
-        batch_size: questions per generation; 0 takes 8 and steps down when memory is short.
+        batch_size: questions per generation, halved when memory is short; 0 starts with 8.
         device: as ``--device``.
         device_ids: GPUs to spread the model over.
         dtype: "auto" (bfloat16 on a GPU, else float32) or a number format.

@@ -53,11 +53,6 @@ class Recognizer:
                 if stage is not None:
                     stage.model.compile()
 
-    def sources(self) -> dict[str, dict]:
-        """Role -> which checkpoint it is, for manifests and ``config.json``."""
-        stages = {"features": self.features, "grounding": self.grounder, "masks": self.segmenter}
-        return {role: stage.source.as_json() for role, stage in stages.items() if stage}
-
 
 class _Steps:
     """Runs a stage over a batch in pieces that fit: halves the piece on out-of-memory, losing nothing."""
@@ -133,10 +128,10 @@ def extract_views(
     Returns:
         Name -> reason of the photos that could not be read.
     """
-    grounder, segmenter = recognizer.grounder, recognizer.segmenter
+    dino, grounder, segmenter = recognizer.features, recognizer.grounder, recognizer.segmenter
     if grounder is None:
         raise ValueError("extraction needs a recognizer with ground=True")
-    prepare = {"grounding": grounder.prepare, "features": recognizer.features.prepare}
+    prepare = {"grounding": grounder.prepare, "features": dino.prepare}
     if segmenter is not None:
         prepare["masks"] = segmenter.prepare
 
@@ -144,12 +139,13 @@ def extract_views(
         found = grounder.ground(batch.inputs["grounding"], [prompts[task.photo.concepts[0]] for task in batch.tasks])
         boxes = np.concatenate([region.boxes_xyxy for region in found])
         if segmenter is None:
-            members = _box_members(boxes, recognizer)
+            rectangles = features.patch_rectangles(features.pixel_boxes(boxes, recognizer.size), dino.patch)
+            members = features.rectangle_members(rectangles, dino.grid)
         else:
             masks = segmenter.cut(batch.inputs["masks"], boxes)
             masks[masks.sum((1, 2)) < min_mask_area] = False
-            members = features.sampled(masks, recognizer.features.patch)
-        grids = recognizer.features(batch.inputs["features"])
+            members = features.sampled(masks, dino.patch)
+        grids = dino(batch.inputs["features"])
         return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
 
     failed: dict[str, str] = {}
@@ -174,13 +170,6 @@ def extract_views(
         for write in writes:
             write.result()
     return failed
-
-
-def _box_members(boxes: np.ndarray, recognizer: Recognizer) -> np.ndarray:
-    """bool (B, G, G): the patches under filled boxes f32 (B, 4)."""
-    dino = recognizer.features
-    rectangles = features.patch_rectangles(features.pixel_boxes(boxes, recognizer.size), dino.patch)
-    return np.stack([features.rectangle_members(rectangle, dino.grid) for rectangle in rectangles])
 
 
 def _view(task: Task, grid: torch.Tensor, member: np.ndarray) -> View:
@@ -236,7 +225,7 @@ def match_photos(
     dino, grounder, segmenter = recognizer.features, recognizer.grounder, recognizer.segmenter
     if gallery.descriptors.shape[2] != dino.width and gallery.valid.any():
         raise UserError(
-            f"the views have {gallery.descriptors.shape[2]} features, {dino.source.source} has {dino.width}: "
+            f"the views have {gallery.descriptors.shape[2]} features, DINOv2 has {dino.width}: "
             "give --dino_model the model that extraction.py used"
         )
     matcher = Matcher(gallery, recognizer.device)

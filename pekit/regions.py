@@ -46,7 +46,6 @@ class Grounder:
         self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
-        self.source = checkpoint.described()
         self._size, self.device, self.dtype = size, device, dtype
 
     @torch.inference_mode()
@@ -107,7 +106,6 @@ class Segmenter:
         self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
         self.prepare = PictureInput(self._processor)
         self.model = checkpoint.load(SamModel, dtype=dtype).to(device)
-        self.source = checkpoint.described()
         # the library's selection of automatic masks does not take scores of 16 bits
         self.model.register_forward_hook(_scores_in_fp32)
         self._size, self.device, self.dtype = size, device, dtype

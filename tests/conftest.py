@@ -180,6 +180,27 @@ def write_multi(root: Path, concepts: Sequence[str], pairs: Sequence[str], train
     return root
 
 
+SEED = 42  # of the sample
+
+
+@pytest.fixture(scope="session")
+def sample(shared: Shared) -> Path:
+    """The sample benchmark as the command writes it."""
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "pekit.sample", "--out", str(folder), "--seed", str(SEED)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_environment())
+        assert result.returncode == 0, result.stderr
+        assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+            "myvlm",
+            "yollava",
+            "this-is-my single-concept",
+            "this-is-my multi-concept",
+        ]
+
+    return shared("sample", build)
+
+
 @pytest.fixture
 def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No key or address in the environment, and a working folder of the test's own."""

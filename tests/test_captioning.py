@@ -14,7 +14,6 @@ from conftest import (
     Shared,
     assert_ran,
     assert_refused,
-    run_script,
     write_multi,
     write_myvlm,
     write_photos,
@@ -25,6 +24,7 @@ from vqa_fixtures import ChatServer, build_lvlm_folder, images_of, prompt_of
 
 from pekit import datasets
 from pekit.answers import PERSONALISED, Answer, Query
+from pekit.cli import extraction
 from pekit.cli.vqa import main
 from pekit.grading import grade, named_in
 from pekit.records import View
@@ -257,10 +257,12 @@ def test_of_two_concepts_in_a_photo_both_need_views(ask: Call, world: Path, no_k
     assert_refused(ask(*options), "only concepts that have views", "extraction.py")
 
 
-def test_photos_of_the_views_own_split_are_told(ask: Call, no_keys: Path, world: Path, models: Path) -> None:
+def test_photos_of_the_views_own_split_are_told(
+    ask: Call, call: Call, no_keys: Path, world: Path, models: Path
+) -> None:
     common = ("--data_folder", world / "data", "--features_folder", no_keys / "f", "--models", models)
     few = ("--num_workers", 0, "--n_training_views", 1, "--dataset", "yollava")
-    assert_ran(run_script("extraction.py", *common, *few, "--split", "test"))
+    assert_ran(call(extraction.main, *common, *few, "--split", "test"))
     with ChatServer(lambda body, n: "lamp") as server:
         result = ask("--dataset", "yollava", "--features_folder", no_keys / "f", *served(server))
     assert_ran(result)

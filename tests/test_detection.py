@@ -25,13 +25,11 @@ from conftest import (
     SPLITS,
     THRESHOLDS,
     TINY,
-    Shared,
     assert_ran,
     assert_refused,
     files_of,
     picture,
     run_folder,
-    run_script,
     script_environment,
     write_multi,
     write_myvlm,
@@ -890,15 +888,6 @@ CHECKPOINTS = ROOT / "pekit/sample/checkpoints"
 class TestSample:
     """The whole way on the drawn miniature that ships with the project."""
 
-    @pytest.fixture(scope="class")
-    def drawn(self, shared: Shared) -> Path:
-        def build(folder: Path) -> None:
-            from pekit.sample.__main__ import main as sample
-
-            assert sample(["--out", str(folder / "data")]) == 0
-
-        return shared("drawn", build)
-
     @pytest.mark.parametrize(
         ("dataset", "options"),
         [
@@ -908,14 +897,16 @@ class TestSample:
             ("this-is-my", ("--multi_concept",)),
         ],
     )
-    def test_every_layout(self, drawn: Path, models: Path, tmp_path: Path, dataset: str, options: tuple) -> None:
-        (tmp_path / "data").symlink_to(drawn / "data")
+    def test_every_layout(
+        self, sample: Path, models: Path, tmp_path: Path, call: Callable, dataset: str, options: tuple
+    ) -> None:
+        (tmp_path / "data").symlink_to(sample)
         run = (*common(tmp_path, models, dataset), *options, "--n_training_views", 1)
-        assert_ran(run_script("extraction.py", *run, *(("--n_augment", 1) if dataset == "myvlm" else ())))
+        assert_ran(call(extraction.main, *run, *(("--n_augment", 1) if dataset == "myvlm" else ())))
         splits = SPLITS if dataset == "this-is-my" and "--multi_concept" not in options else (None,)
         for split in splits:
             own = ("--test_split", split) if split else ()
-            assert_ran(run_script("detection.py", *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
+            assert_ran(call(main, *run, *own, "--limit", 2, "--save_folder", tmp_path / "results"))
         assert len(list((tmp_path / "results/runs").iterdir())) == len(splits)
         assert len(list((tmp_path / "results").rglob("*.npy"))) == 4 * len(splits)
 
@@ -923,8 +914,8 @@ class TestSample:
         not all((CHECKPOINTS / role / "model.safetensors").exists() for role in ("grounding", "features")),
         reason="the trained sample checkpoints are not in this checkout",
     )
-    def test_trained_models_recognise_drawn_concepts(self, drawn: Path, tmp_path: Path, call: Callable) -> None:
-        run = ("--dataset", "yollava", "--data_folder", drawn / "data", "--features_folder", tmp_path / "features")
+    def test_trained_models_recognise_drawn_concepts(self, sample: Path, tmp_path: Path, call: Callable) -> None:
+        run = ("--dataset", "yollava", "--data_folder", sample, "--features_folder", tmp_path / "features")
         run = (*run, "--models", "sample", "--n_training_views", 2, "--num_workers", 0)
         assert_ran(call(extraction.main, *run))
         assert_ran(call(main, *run, "--save_folder", tmp_path / "results"))

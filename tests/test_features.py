@@ -42,16 +42,15 @@ class TestBoxes:
         boxes = np.concatenate([random_boxes(60), [[14, 14, 15, 15], [15, 15, 28, 28], [504, 504, 518, 518]]])
         rectangles = features.patch_rectangles(features.pixel_boxes(boxes, SIZE), PATCH)
         places = np.arange(GRID * GRID, dtype=np.float32).reshape(GRID, GRID, 1)
-        for box, rectangle in zip(boxes, rectangles, strict=True):
+        for box, member in zip(boxes, features.rectangle_members(rectangles, GRID), strict=True):
             expected = plain.patches(plain.box_mask(box, SIZE), places, PATCH).ravel()
-            member = features.rectangle_members(rectangle, GRID)
             np.testing.assert_array_equal(places[member].ravel(), expected)
 
     def test_a_patch_counts_by_its_first_pixel_not_by_area(self) -> None:
         # all of patch (1, 1) but its first row and column; then that first pixel alone
         almost, corner = np.array([[15, 15, 28, 28]]), np.array([[14, 14, 15, 15]])
-        assert not features.rectangle_members(features.patch_rectangles(almost, PATCH)[0], GRID).any()
-        member = features.rectangle_members(features.patch_rectangles(corner, PATCH)[0], GRID)
+        assert not features.rectangle_members(features.patch_rectangles(almost, PATCH), GRID).any()
+        [member] = features.rectangle_members(features.patch_rectangles(corner, PATCH), GRID)
         assert member.sum() == 1 and member[1, 1]
 
     def test_masks_are_sampled_at_first_pixels(self) -> None:

@@ -103,9 +103,9 @@ def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], lette
 def test_more_than_nine_options() -> None:
     numbers = [str(n) for n in range(1, 13)]
     assert [released_letter(reply, numbers) for reply in ("12", "1", "it is 11.", "1.")] == ["12", "1", "11", "1"]
-    [graded] = grade([answered("1", "12. gold", dict.fromkeys(numbers, "x"))], "none", None)
+    [graded] = grade([answered("1", "12", dict.fromkeys(numbers, "x"))], "none", None)
     assert graded.verdict and (graded.verdict.correct, graded.verdict.strict_correct) == (False, False)
-    [graded] = grade([answered("12", "12. gold", dict.fromkeys(numbers, "x"))], "none", None)
+    [graded] = grade([answered("12", "12", dict.fromkeys(numbers, "x"))], "none", None)
     assert graded.verdict and (graded.verdict.correct, graded.verdict.strict_correct) == (True, True)
 
 
@@ -114,7 +114,7 @@ def test_options_are_graded_by_the_released_rule_with_the_strict_one_beside_it()
     verdict = graded.verdict
     assert verdict and verdict.grader == "letter"
     assert (verdict.correct, verdict.letter, verdict.strict_letter, verdict.strict_correct) == (False, "A", "B", True)
-    [graded] = grade([answered("b", "b. blue", {"A": "red", "B": "blue"})], "gpt", None)
+    [graded] = grade([answered("b", "b", {"A": "red", "B": "blue"})], "gpt", None)
     assert graded.verdict and graded.verdict.correct is True
     [graded] = grade([answered("No idea", "A", {"A": "red", "B": "blue"})], "gpt", None)
     assert graded.verdict and graded.verdict.correct is False and graded.verdict.letter == ""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Shared, files_of, script_environment
+from conftest import SEED, files_of, script_environment
 from PIL import Image
 
 from pekit import datasets, questions
@@ -34,7 +34,6 @@ from pekit.sample.questions import (
     wrong_answer,
 )
 
-SEED = 42
 SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
 SINGLE, MULTI = "This-is-My-Img/Single-concept", "This-is-My-Img/Multi-concept"
 QUESTION_FILES = (
@@ -44,24 +43,6 @@ QUESTION_FILES = (
     f"{MULTI}/VQA/multi-concept-vqa.json",
 )
 Truth = dict[str, list[dict]]
-
-
-@pytest.fixture(scope="session")
-def sample(shared: Shared) -> Path:
-    """The sample benchmark as the command writes it."""
-
-    def build(folder: Path) -> None:
-        command = [sys.executable, "-m", "pekit.sample", "--out", str(folder), "--seed", str(SEED)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=script_environment())
-        assert result.returncode == 0, result.stderr
-        assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
-            "myvlm",
-            "yollava",
-            "this-is-my single-concept",
-            "this-is-my multi-concept",
-        ]
-
-    return shared("sample", build)
 
 
 @pytest.fixture(scope="session")

@@ -264,7 +264,7 @@ def test_near_views_are_of_the_smallest_objects(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_is_outlined_only_where_nobody_can_doubt_what_is_meant() -> None:
     rng = np.random.default_rng(3)
-    views = [draw_view(rng, as_stored(scene), plain=True) for _ in range(12) for scene in draw_pair(rng, "train", 96)]
+    views = [draw_view(rng, as_stored(scene), plain=True) for _ in range(12) for scene in draw_pair(rng, 96)]
     assert {len(view.things) == 1 for view in views} == {True, False}
     assert all((not view.outlined) == (len(view.things) == 1) for view in views)
 

@@ -24,7 +24,6 @@ from conftest import (
     assert_ran,
     assert_refused,
     run_folder,
-    run_script,
     script_environment,
     write_multi,
     write_photos,
@@ -35,7 +34,7 @@ from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, promp
 
 from pekit import asking, datasets
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query, Verdict
-from pekit.cli import detection
+from pekit.cli import detection, extraction
 from pekit.cli.vqa import main
 from pekit.parallel import PeerLostError
 from pekit.records import Detection, UserError, View
@@ -1121,23 +1120,6 @@ def test_a_run_that_loses_a_process_is_named(ask: Call, monkeypatch: pytest.Monk
     assert f"go on with --resume {config.parent}" in result.stderr
 
 
-def test_help_is_quick_and_unknown_options_are_refused() -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        result = run_script("vqa.py", "--help")
-        times.append(time.perf_counter() - started)
-        assert_ran(result)
-    assert "--vlm_base_url" in result.stdout
-    modules = subprocess.run(
-        [sys.executable, "-c", "import sys, pekit.cli.vqa as v; v.build_parser(); print('torch' in sys.modules)"],
-        capture_output=True, text=True, env=script_environment(), timeout=60,
-    )  # fmt: skip
-    assert modules.stdout.strip() == "False", modules.stderr
-    assert min(times) < 2  # half a second on a machine that has nothing else to do
-    assert run_script("vqa.py", "--dataset", "yollava", "--vlm", "x").returncode == 2
-
-
 def test_a_run_goes_on_when_other_concepts_and_photos_come(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:
@@ -1182,9 +1164,9 @@ def test_all_replies_that_come_are_kept_where_the_run_ends_early(ask: Call, nowh
     assert [r["reply"] for r in records(answers.parent)] == ["A", "A"]
 
 
-def test_a_dry_run_checks_the_views(ask: Call, tmp_path: Path, world: Path, models: Path) -> None:
+def test_a_dry_run_checks_the_views(ask: Call, call: Call, tmp_path: Path, world: Path, models: Path) -> None:
     common = ("--data_folder", world / "data", "--features_folder", tmp_path / "f", "--models", models, *FEW)
-    assert_ran(run_script("extraction.py", *common, "--dataset", "yollava", "--dino_img_size", 224))
+    assert_ran(call(extraction.main, *common, "--dataset", "yollava", "--dino_img_size", 224))
     options = ("--dataset", "yollava", "--features_folder", tmp_path / "f", "--dry_run")
     assert_ran(ask(*options, "--dino_img_size", 224))
     assert_refused(ask(*options), "224", "518")

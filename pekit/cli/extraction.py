@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run extraction.py.
 
     Returns:
-        0, 1 where photos could not be read, 2 for a mistake in options, folders or models.
+        0, 1 where photos could not be read, 2 for a mistake in options, folders or models, 130 on Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -306,21 +306,8 @@ def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
 def _settings(args: argparse.Namespace) -> VqaSettings:
     from pekit.vqa_runs import VqaSettings
 
-    names = (
-        *(
-            "dataset",
-            "multi_concept",
-            "split",
-            "task",
-            "variation",
-            "n_training_views",
-            "detect_thresh",
-            "seed",
-            "limit",
-        ),
-        *("with_baseline", "overlays", "show", "grader", "save_folder", "resume"),
-    )
-    return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in names})
+    named = (field.name for field in fields(VqaSettings) if field.name != "views_folder")
+    return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in named})
 
 
 def _patience(args: argparse.Namespace) -> Patience:

@@ -35,7 +35,7 @@ from pekit.sample.train.checkpoints import check_begun, halve, load_state, relea
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions
-from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, open_bank
+from pekit.sample.train.scenes import DETAILED, SceneBank, open_bank
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Batch:
 def make_batch(
     chosen: list[Group], size: int, reach: float | None, rng: np.random.Generator, variety: float = 1.0
 ) -> Batch:
-    """Turns, flips and resizes the scenes of some groups and lay regions over them.
+    """Turn, flip and resize the scenes of some groups, and lay regions over them.
 
     Args:
         chosen: the groups; instances of different groups count as different.
@@ -340,7 +340,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     optimisers = Optimisers(model, head.parameters())
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     first, seconds = load_state(state, parts)
-    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
+    bank = open_bank(out / "work", seed, size=DETAILED, workers=max(1, workers))
     batches = DataLoader(
         Steps(bank, seed, steps, workers),
         batch_size=None,

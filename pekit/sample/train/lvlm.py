@@ -186,7 +186,7 @@ class Views(Dataset[list[View]]):
             return []
         rng = np.random.default_rng([self._seed, step])
         near = TRANSLATE_UNTIL <= step / self._steps < SEE_UNTIL and step % WHOLE_EVERY != 0
-        pairs = (draw_pair(rng, "train", DETAILED) for _ in range((SCENES_NEAR if near else BATCH) // 2))
+        pairs = (draw_pair(rng, DETAILED) for _ in range((SCENES_NEAR if near else BATCH) // 2))
         views = [draw_view(rng, as_stored(scene), rng.random() < PLAIN_SHARE) for pair in pairs for scene in pair]
         if not near:
             return views

@@ -20,7 +20,7 @@ from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
 from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
-from pekit.sample.train.scenes import DETAILED, N_DETAILED, SceneBank, augment, open_bank
+from pekit.sample.train.scenes import DETAILED, SceneBank, augment, open_bank
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def train(out: Path, device: str, steps: int | None, seed: int, workers: int) ->
     torch.set_num_threads(1)
     folder, state = out / "masks", out / "work" / "masks.pt"
     check_begun(state, folder, seed, steps)
-    bank = open_bank(out / "work", seed, N_DETAILED, size=DETAILED, workers=max(1, workers))
+    bank = open_bank(out / "work", seed, size=DETAILED, workers=max(1, workers))
     with TemporaryDirectory() as start:
         build_masks(Path(start), seed)
         model: torch.nn.Module = SamModel.from_pretrained(start)

@@ -84,5 +84,4 @@ def random_box(size: int, rng: np.random.Generator) -> np.ndarray:
 
 def box_patches(box: np.ndarray, size: int) -> np.ndarray:
     """The patches whose first pixel lies in the filled box, its corners truncated and clamped: bool (G, G)."""
-    [rectangle] = patch_rectangles(pixel_boxes(box[None], size), PATCH)
-    return rectangle_members(rectangle, size // PATCH)
+    return rectangle_members(patch_rectangles(pixel_boxes(box[None], size), PATCH), size // PATCH)[0]

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pekit.sample.drawing import POOLS, Instance, Scene, draw_scene, look_alike, mask_box, random_instance
+from pekit.sample.drawing import Instance, Scene, draw_scene, look_alike, mask_box, random_instance
 
-SIZE = 224
+SIZE, DETAILED = 224, 320  # px; the latter for those that look from near
 N_SCENES = 12_000
-DETAILED, N_DETAILED = 320, 12_000  # px and scenes of the bank for those that look from near
 _CHUNK = 50
 _OBJECT_COUNTS = (0.34, 0.22, 0.18, 0.14, 0.12)
 
@@ -65,23 +64,20 @@ class SceneBank:
         return StoredScene(self.images[index], self.labels[index], self.boxes[index], self.instances[index])
 
 
-def open_bank(
-    work: Path, seed: int, n_scenes: int = N_SCENES, pool: str = "train", size: int = SIZE, workers: int = 2
-) -> SceneBank:
+def open_bank(work: Path, seed: int, n_scenes: int = N_SCENES, size: int = SIZE, *, workers: int) -> SceneBank:
     """Opens the bank of this description, drawing it first when no training has done so yet.
 
     Args:
         work: folder that holds the banks; trainings given the same one share them.
-        seed: scene i depends on the seed, the pool and i alone, so a larger bank begins with the smaller one.
+        seed: scene i depends on the seed and i alone, so a larger bank begins with the smaller one.
         n_scenes: even number of scenes.
-        pool: which instances appear, one of `drawing.POOLS`.
         size: side of the square scenes in px.
         workers: processes that draw.
 
     Returns:
         The bank, its arrays mapped from disk.
     """
-    folder = work / f"scenes-{pool}-{n_scenes}-{size}px-{seed}"
+    folder = work / f"scenes-{n_scenes}-{size}px-{seed}"
     for left in work.glob("scenes-*.partial-*"):
         if not Path("/proc", left.suffix.rpartition("-")[2]).exists() and Path("/proc/self").exists():
             shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
@@ -89,7 +85,7 @@ def open_bank(
         partial = folder.with_suffix(f".partial-{os.getpid()}")
         partial.mkdir(parents=True)
         try:
-            _draw_bank(partial, seed, n_scenes, pool, size, workers)
+            _draw_bank(partial, seed, n_scenes, size, workers)
             partial.rename(folder)
         except OSError:  # another training may have been faster; its bank is the same
             if not folder.exists():
@@ -108,19 +104,18 @@ def as_stored(scene: Scene) -> StoredScene:
     return StoredScene(scene.image, labels, boxes, tuple(drawn.instance for drawn in scene.objects))
 
 
-def draw_pair(rng: np.random.Generator, pool: str, size: int = SIZE) -> tuple[Scene, Scene]:
+def draw_pair(rng: np.random.Generator, size: int) -> tuple[Scene, Scene]:
     """Draws two scenes that show the same main instance, object 0 of both, each among its own company.
 
     Args:
         rng: source of every choice.
-        pool: which instances appear, one of `drawing.POOLS`.
         size: side of the square scenes in px.
 
     Returns:
         The two scenes; each has 1 to 5 objects, look-alikes of the main one among them now and then.
     """
-    main = random_instance(rng, pool=pool)
-    return _scene_of(rng, main, pool, size), _scene_of(rng, main, pool, size)
+    main = random_instance(rng)
+    return _scene_of(rng, main, size), _scene_of(rng, main, size)
 
 
 def augment(rng: np.random.Generator, scene: StoredScene, side: int) -> StoredScene:
@@ -174,45 +169,45 @@ def label_boxes(labels: np.ndarray, n_objects: int) -> np.ndarray:
     return boxes
 
 
-def _scene_of(rng: np.random.Generator, main: Instance, pool: str, size: int) -> Scene:
-    instances = [main, *_company(rng, main, pool)]
+def _scene_of(rng: np.random.Generator, main: Instance, size: int) -> Scene:
+    instances = [main, *_company(rng, main)]
     order = rng.permutation(len(instances))  # from back to front
     scene = draw_scene(rng, [instances[index] for index in order], (size, size))
     return Scene(scene.image, tuple(scene.objects[position] for position in np.argsort(order)))
 
 
-def _company(rng: np.random.Generator, main: Instance, pool: str) -> Iterator[Instance]:
+def _company(rng: np.random.Generator, main: Instance) -> Iterator[Instance]:
     for _ in range(rng.choice(len(_OBJECT_COUNTS), p=_OBJECT_COUNTS)):
         kind = rng.random()
         if kind < 0.3:
             yield look_alike(rng, main)
         else:
-            yield random_instance(rng, main.category if kind < 0.4 else None, pool)
+            yield random_instance(rng, main.category if kind < 0.4 else None)
 
 
 def _instance(record: dict[str, Any]) -> Instance:
     return Instance(**{**record, "proportions": tuple(record["proportions"])})
 
 
-def _draw_bank(folder: Path, seed: int, n_scenes: int, pool: str, size: int, workers: int) -> None:
+def _draw_bank(folder: Path, seed: int, n_scenes: int, size: int, workers: int) -> None:
     shape = (n_scenes, size, size)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3)).flush()
     np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, shape).flush()
-    chunks = [(folder, seed, start, min(start + _CHUNK, n_scenes), pool, size) for start in range(0, n_scenes, _CHUNK)]
+    chunks = [(folder, seed, start, min(start + _CHUNK, n_scenes), size) for start in range(0, n_scenes, _CHUNK)]
     # Forking a process that has run torch operations can hang in the child, so the workers start afresh.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
         records = [record for chunk in executor.map(_draw_chunk, chunks) for record in chunk]
     (folder / "objects.json").write_text(json.dumps(records))
 
 
-def _draw_chunk(chunk: tuple[Path, int, int, int, str, int]) -> list[dict[str, Any]]:
-    folder, seed, start, stop, pool, size = chunk
+def _draw_chunk(chunk: tuple[Path, int, int, int, int]) -> list[dict[str, Any]]:
+    folder, seed, start, stop, size = chunk
     images = np.load(folder / "images.npy", mmap_mode="r+")
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
     records = []
     for first in range(start, stop, 2):
-        rng = np.random.default_rng([seed, POOLS.index(pool), first])
-        for index, scene in enumerate(map(as_stored, draw_pair(rng, pool, size)), first):
+        rng = np.random.default_rng([seed, 0, first])  # the 0 as when the shipped checkpoints were trained
+        for index, scene in enumerate(map(as_stored, draw_pair(rng, size)), first):
             images[index], labels[index] = scene.image, scene.labels
             records.append({"boxes_xyxy": scene.boxes_xyxy.tolist(), "instances": [*map(asdict, scene.instances)]})
     return records
