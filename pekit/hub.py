@@ -18,7 +18,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from pekit.cli import ModelSettings
@@ -138,12 +138,6 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...] = (),
     with _explained(option, source):
         if not local:
             _ask_once(name, revision or "main")
-        stated, _ = PreTrainedConfig.get_config_dict(name, revision=revision or "main")
-        if stated.get("model_type") == "internvl_chat":
-            raise UserError(
-                f"{option} {source} is an InternVL in the format of its own code, which transformers' classes do not "
-                "read: take its port (OpenGVLab/InternVL3-…-hf), or serve it and name it openai:<name>"
-            )
         config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
     if model_types and config.model_type not in model_types:
         raise UserError(
@@ -167,7 +161,12 @@ def _explained(option: str, source: str) -> Iterator[None]:
     except LOADING_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        if Path(source).expanduser().is_dir():
+        if "trust_remote_code" in str(error):
+            mend = (
+                "it is in the format of its own code: take its port to transformers' classes (of InternVL "
+                "OpenGVLab/InternVL3-…-hf), or for vqa.py one whose code may run, with --trust_remote_code"
+            )
+        elif Path(source).expanduser().is_dir():
             mend = "check that the folder is complete"
         else:
             mend = "check the id and the network, or download it where there is one and give the folder"

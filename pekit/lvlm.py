@@ -156,6 +156,11 @@ class LocalLvlm(Lvlm):
             log.info("%s is read from its native port %s", settings.source, source)
         self._trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
         found = find_checkpoint(source, "--vlm_model", **self._trust)
+        if found.config.model_type == "internvl_chat":  # its code has no class for a chat with photos
+            raise UserError(
+                f"--vlm_model {settings.source} is an InternVL in the format of its own code: take its port "
+                "(OpenGVLab/InternVL3-…-hf), or serve it and name it openai:<name>"
+            )
         self._checkpoint = replace(found, source=settings.source)
         self._processor = self._checkpoint.part(AutoProcessor, **self._trust)
         if not hasattr(self._processor, "image_processor"):  # of a language model it is a tokenizer

@@ -238,6 +238,7 @@ class TestMemoryThatRunsOut:
 def test_help_answers_at_once(script: str) -> None:
     code, text, seconds = answered(script, "--help")
     assert code == 0 and "--grounding_sam" in text and "--dino_model" in text
+    assert ("--vlm_base_url" in text) == (script == "vqa.py")
     assert seconds < 0.5
 
 

@@ -92,7 +92,7 @@ def test_native_ports(name: str, port: str) -> None:
 
 
 def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig
 
     asked: list[str] = []
 
@@ -100,7 +100,6 @@ def test_the_published_id_is_looked_for_at_its_native_port(monkeypatch: pytest.M
         asked.append(name)
         raise OSError("not here")
 
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda *args, **options: ({}, {}))
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
     for trusted in (False, True):
         with pytest.raises(UserError, match="--vlm_model OpenGVLab/InternVL3-14B"):
@@ -125,7 +124,7 @@ def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
     internvl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder stands in for the hub, whose answer names the commit."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
     asked = []
 
@@ -145,8 +144,6 @@ def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
     for auto_class in (AutoConfig, AutoProcessor, AutoImageProcessor):
         stand_in(auto_class)
     monkeypatch.setattr("pekit.hub._fetched", lambda name, revision: internvl)
-    stated = PreTrainedConfig.get_config_dict
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda name, **options: stated(internvl, **options))
     source, name = "OpenGVLab/InternVL3-1B@v1", "OpenGVLab/InternVL3-1B-hf"
     for trusted in (False, True):
         asked.clear()
@@ -403,7 +400,9 @@ def test_remote_code_needs_its_flag(internvl: Path, tmp_path: Path) -> None:
 def test_an_internvl_of_its_own_code_is_told_from_its_port(tmp_path: Path, trusted: bool) -> None:
     own = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(own))
-    (tmp_path / "own.py").write_text("raise RuntimeError\n")
+    (tmp_path / "own.py").write_text(
+        "from transformers import PretrainedConfig\nclass Config(PretrainedConfig):\n    model_type = 'internvl_chat'\n"
+    )
     with pytest.raises(UserError, match=r"--vlm_model .*format of its own code.*port"):
         LocalLvlm(LvlmSettings(str(tmp_path), device="cpu", trust_remote_code=trusted))
 

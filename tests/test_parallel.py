@@ -180,25 +180,26 @@ def test_results_are_whole_where_a_photo_is_unreadable(data: Path, models: Path,
     assert (run_folder(data / "results") / "summary.json").is_file()
 
 
-def assert_told_once(result: subprocess.CompletedProcess[str], words: str) -> None:
-    own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(own) == 1 and words in own[0]
-    assert "gloo" not in result.stderr
-
-
-def test_a_mistake_that_the_first_of_those_it_started_finds_is_one_sentence(data: Path, models: Path) -> None:
-    detect = (*options(data, models), "--features_folder", data / "none", "--save_folder", data / "r")
-    result = run_script("detection.py", *detect, "--device_ids", "0,1")
-    assert_ran(result, 2)
-    assert_told_once(result, "run extraction.py")
-
-
-def test_a_mistake_that_the_first_of_torchruns_finds_is_one_sentence(data: Path, models: Path, call: Callable) -> None:
-    run = (*options(data, models), "--features_folder", data / "views")
-    assert_ran(call(extraction.main, *run))
-    result = torchrun("extraction.py", *run, "--dino_img_size", 280)
-    assert result.returncode != 0  # and a traceback of torchrun's own
-    assert_told_once(result, "--overwrite")
+@pytest.mark.parametrize("start", ["launch", "torchrun"])
+def test_a_mistake_that_the_first_finds_is_one_sentence(
+    data: Path, models: Path, tmp_path: Path, call: Callable, start: str
+) -> None:
+    run = options(data, models)
+    detect = (*run, "--features_folder", tmp_path / "none", "--save_folder", tmp_path / "r")
+    assert_ran(call(extraction.main, *run, "--features_folder", tmp_path / "views"))
+    extract = (*run, "--features_folder", tmp_path / "views", "--dino_img_size", 280)
+    for script, command in (("detection.py", detect), ("extraction.py", extract)):
+        if start == "launch":
+            result = run_script(script, *command, "--device_ids", "0,1")
+            assert result.returncode == 2
+        else:
+            result = torchrun(script, *command)
+            assert result.returncode != 0
+        own = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(own) == 1 and ("run extraction.py" in own[0] or "--overwrite" in own[0])
+        if start == "launch":  # torchrun shows one of its own
+            assert "Traceback" not in result.stderr
+        assert "gloo" not in result.stderr
 
 
 def test_the_others_find_what_the_first_has_written_and_all_must_find_the_same(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_a_dead_process_loses_only_its_unfinished_photos(tmp_path: Path, models:
     assert kill_one_of_two(extract, lambda: len(views()) > 4) != 0
     kept = views()
     assert 4 < len(kept) < 40
-    assert_ran(call(extraction.main, *shared))
+    assert_ran(torchrun("extraction.py", *shared))
     after = views()
     assert len(after) == 40 and kept.items() <= after.items()  # none was made again
     for path in after:
@@ -309,6 +310,7 @@ def test_a_place_that_torchrun_did_not_give(
     data: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     run = (*options(data, models), "--features_folder", data / "views")
     assert_refused(call(extraction.main, *run), "WORLD_SIZE=2")
 

@@ -240,6 +240,7 @@ class TestSegmenter:
         found = segmenter.everything(image, 100)
         assert found.masks is not None and found.masks.shape == (1, SIZE, SIZE) and found.scores[0] >= 0.95
         np.testing.assert_allclose(found.boxes_xyxy, [[150, 120, 400, 360]], atol=6)
+        assert (found.masks.sum((1, 2)) >= 100).all()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_automatic_masks_in_16_bits(

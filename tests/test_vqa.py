@@ -1120,6 +1120,10 @@ def test_a_run_that_loses_a_process_is_named(ask: Call, monkeypatch: pytest.Monk
     assert f"go on with --resume {config.parent}" in result.stderr
 
 
+def test_unknown_options_are_refused(ask: Call) -> None:
+    assert_refused(ask("--dataset", "yollava", "--vlm", "x"), "--vlm x")
+
+
 def test_a_run_goes_on_when_other_concepts_and_photos_come(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:
