@@ -69,10 +69,13 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
     tasks = [Task(photo) for photo in photos]
     grounder, dino = recognizer.grounder, recognizer.features
     assert grounder is not None
-    prepare = {"grounding": grounder.prepare, "features": dino.prepare}
-    dtypes = {"grounding": grounder.dtype, "features": dino.dtype}
-    prepared = [  # a copy even where they are there already, to leave the workers' shared memory
-        {role: values.to(recognizer.device, dtypes[role], copy=True) for role, values in batch.inputs.items()}
+    stages = {"grounding": grounder, "features": dino}
+    prepare = {role: stage.prepare for role, stage in stages.items()}
+    prepared = [
+        {
+            role: stage.prepare.normalised(batch.inputs[role], recognizer.device, stage.dtype)
+            for role, stage in stages.items()
+        }
         for batch in load_batches(tasks, recognizer.size, prepare, loading, args.batch_size)
     ]
     words = grounder._tokenizer(["object."] * args.batch_size, return_tensors="pt").to(recognizer.device)
@@ -119,8 +122,8 @@ def released_way(recognizer: Recognizer, photos: list[Photo], gallery: Gallery) 
     def run() -> None:
         for photo in photos:
             picture = squash(open_image(photo.path, False), recognizer.size)
-            boxes = grounder.propose(grounder.prepare(picture)[None])[0].boxes_xyxy
-            grid = dino(dino.prepare(picture)[None])[0].cpu()
+            boxes = grounder.propose([grounder.prepare(picture)])[0].boxes_xyxy
+            grid = dino([dino.prepare(picture)])[0].cpu()
             masks = draw_masks(np.clip(np.trunc(boxes), 0, recognizer.size), recognizer.size)
             merge(match(pool(grid, masks), views), masks, 0.75)
 

@@ -63,7 +63,7 @@ def _passes(recognizer: Recognizer, count: int, channels_last: bool) -> dict:
     picture = Image.new("RGB", (recognizer.size, recognizer.size), "teal")
     inputs = {}
     for stage in (grounder, dino):
-        pixels = stage.prepare(picture)[None].expand(count, -1, -1, -1).to(recognizer.device, stage.dtype)
+        pixels = stage.prepare.normalised([stage.prepare(picture)] * count, recognizer.device, stage.dtype)
         inputs[stage] = pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels.contiguous()
         if channels_last:
             stage.model.to(memory_format=torch.channels_last)

@@ -6,11 +6,11 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import chain, groupby, islice
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from pekit.records import Photo, PhotoError, UserError
 
 ROTATION_LIMIT = 30
 FLIP_PROBABILITY = 0.5
+MOST_AT_ONCE = 8  # pictures of one photo
+BATCHES_AHEAD = 2
 AUGMENTATION = 2  # goes up when the same seed draws other augmentations than before; 1 tied the flip to the rotation
 
 
@@ -45,13 +47,13 @@ class Batch:
 
     Attributes:
         tasks: B tasks whose photos could be read.
-        inputs: role -> f32 (B, 3, h, w), each model's own input.
+        inputs: role -> B of u8 (3, h, w), as the ``prepare`` of that role's model makes them.
         pictures: B squashed RGB pictures, S x S, where asked for; else empty.
         failed: tasks whose photos could not be read, with the reason.
     """
 
     tasks: list[Task]
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, list[torch.Tensor]]
     pictures: list[Image.Image] = field(default_factory=list)
     failed: list[tuple[Task, str]] = field(default_factory=list)
 
@@ -63,9 +65,9 @@ class Batch:
         inputs = {role: values[first:last] for role, values in self.inputs.items()}
         return Batch(self.tasks[first:last], inputs, self.pictures[first:last])
 
-    def pin_memory(self) -> Batch:
-        """Pinned copies of the inputs, as the loader asks for on GPUs."""
-        return Batch(self.tasks, {r: v.pin_memory() for r, v in self.inputs.items()}, self.pictures, self.failed)
+
+# One picture as the workers hand it over: task, why it could not be read, role -> u8 (3, h, w), the squashed picture.
+_Prepared: TypeAlias = tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]
 
 
 def import_albumentations() -> ModuleType:
@@ -116,6 +118,8 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
 
 
 class _Pictures(Dataset):
+    """Prepared pictures, those of one photo at a time, which is decoded once."""
+
     def __init__(
         self,
         tasks: Sequence[Task],
@@ -125,38 +129,40 @@ class _Pictures(Dataset):
         seed: int,
         keep: bool,
     ) -> None:
-        self.tasks, self.size, self.prepare, self.seed, self.keep = tasks, size, prepare, seed, keep
-        self.exif = exif
-        self.last: tuple[Path, str, Image.Image] | None = None
-
-    def _decoded(self, path: Path) -> tuple[str, Image.Image]:
-        # The augmentations of a photo follow each other: decode it once.
-        if self.last is None or self.last[0] != path:
-            digest = digest_if_readable(path)  # first: one replaced in between is then found to have changed
-            self.last = path, digest, open_image(path, self.exif)
-        return self.last[1:]
+        photos = [list(own) for _, own in groupby(tasks, key=lambda task: task.photo)]
+        self.parts = [own[first : first + MOST_AT_ONCE] for own in photos for first in range(0, len(own), MOST_AT_ONCE)]
+        self.size, self.prepare, self.exif, self.seed, self.keep = size, prepare, exif, seed, keep
 
     def __len__(self) -> int:
-        return len(self.tasks)
+        return len(self.parts)
 
-    def __getitem__(self, index: int) -> tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]:
-        task = self.tasks[index]
+    def __getitem__(self, index: int) -> list[_Prepared]:
+        tasks = self.parts[index]
+        path = tasks[0].photo.path
+        digest = digest_if_readable(path)  # first: one replaced in between is then found to have changed
         try:
-            digest, image = self._decoded(task.photo.path)
+            image = open_image(path, self.exif)
         except PhotoError as error:
-            return task, str(error), {}, None
+            return [(task, str(error), {}, None) for task in tasks]
+        return [self._prepared(replace(task, digest=digest), image) for task in tasks]
+
+    def _prepared(self, task: Task, image: Image.Image) -> _Prepared:
         if task.augmentation:
             image = augment(image, self.seed, task.photo.name, task.augmentation)
         picture = squash(image, self.size)
         inputs = {role: prepare(picture) for role, prepare in self.prepare.items()}
-        return replace(task, digest=digest), None, inputs, picture if self.keep else None
+        if get_worker_info():  # left to the queue's own thread, a full /dev/shm would lose them without an error
+            inputs = {role: values.share_memory_() for role, values in inputs.items()}
+        return task, None, inputs, picture if self.keep else None
 
 
-def _collate(items: list) -> Batch:
+def _as_it_is(prepared: list[_Prepared]) -> list[_Prepared]:
+    return prepared
+
+
+def _batch(items: Sequence[_Prepared], roles: Iterable[str]) -> Batch:
     good = [item for item in items if item[1] is None]
-    inputs = {role: torch.stack([item[2][role] for item in good]) for role in (good[0][2] if good else {})}
-    if get_worker_info():  # left to the queue's own thread, a full /dev/shm would lose the batch without an error
-        inputs = {role: values.share_memory_() for role, values in inputs.items()}
+    inputs = {role: [item[2][role] for item in good] for role in roles}
     pictures = [item[3] for item in good if item[3] is not None]
     return Batch([item[0] for item in good], inputs, pictures, [(item[0], item[1]) for item in items if item[1]])
 
@@ -191,21 +197,24 @@ def load_batches(
         loading: worker processes, EXIF.
         batch_size: pictures per batch.
         seed: of the augmentations.
-        pin: copy inputs to pinned memory.
+        pin: hand inputs over in pinned memory.
         keep_pictures: hand the squashed pictures on as well.
 
     Returns:
         Batches; together they hold every task once, as a picture or as failed.
     """
-    workers = min(loading.num_workers, -(-len(tasks) // batch_size))
-    return iter(
-        DataLoader(
-            _Pictures(tasks, size, prepare, loading.exif, seed, keep_pictures),
-            batch_size=batch_size,
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_start_worker,
-            prefetch_factor=(2 if batch_size <= 8 else 1) if workers else None,  # in batches: they lie in /dev/shm
-            pin_memory=pin,
-        )
+    photos = _Pictures(tasks, size, prepare, loading.exif, seed, keep_pictures)
+    workers = min(loading.num_workers, len(photos))
+    ahead = -(-BATCHES_AHEAD * batch_size * len(photos) // (len(tasks) * workers)) if workers else 0
+    loader = DataLoader(
+        photos,
+        batch_size=None,  # by photo, else the first batch would be one worker's alone while the model waits
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        prefetch_factor=max(2, ahead) if workers else None,  # in photos: they lie in /dev/shm
+        pin_memory=pin,
     )
+    pictures = chain.from_iterable(loader)
+    while items := list(islice(pictures, batch_size)):
+        yield _batch(items, prepare)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from pekit.views import save_view
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+O = TypeVar("O")  # noqa: E741
 
 PENDING_WRITES = 64
 AUTO_BATCH = {"cuda": 16, "mps": 8, "cpu": 4}
@@ -55,16 +57,20 @@ class Recognizer:
 
 
 class _Steps:
-    """Runs a stage over a batch in pieces that fit: halves the piece on out-of-memory, losing nothing."""
+    """Runs the models over a batch in pieces that fit: halves the piece on out-of-memory, losing nothing."""
 
     def __init__(self, loading: LoadingSettings, device: torch.device) -> None:
         self.piece = loading.batch_size or AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"])
 
-    def __call__(self, stage: Callable[[Batch], list[T]], batch: Batch) -> list[T]:
-        results: list[T] = []
-        while len(results) < len(batch):
+    def __call__(self, run: Callable[[Batch], O], batch: Batch) -> list[tuple[Batch, O]]:
+        """The pieces of the batch, each with what the models gave for it."""
+        pieces: list[tuple[Batch, O]] = []
+        done = 0
+        while done < len(batch):
             try:
-                results += stage(batch.part(len(results), len(results) + self.piece))
+                piece = batch.part(done, done + self.piece)
+                pieces.append((piece, run(piece)))
+                done += len(piece)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -77,7 +83,7 @@ class _Steps:
             self.piece = -(-self.piece // 2)
             torch.cuda.empty_cache()
             log.warning("out of memory: going on with %d photos per batch", self.piece)
-        return results
+        return pieces
 
 
 def _stream(
@@ -85,21 +91,75 @@ def _stream(
     recognizer: Recognizer,
     loading: LoadingSettings,
     prepare: dict,
-    stage: Callable[[Batch], list[T]],
+    run: Callable[[Batch], O],
+    read: Callable[[Batch, O], list[T]],
     seed: int = 0,
     keep_pictures: bool = False,
 ) -> Iterator[tuple[Task, T | None, str]]:
-    """Each task with the stage's result, or None and the reason where its photo cannot be read."""
+    """Each task with its result, or None and the reason where its photo cannot be read.
+
+    ``run`` gives the models a batch; ``read`` makes the results of what they gave, on a GPU while the next batch runs.
+    """
     steps = _Steps(loading, recognizer.device)
     pin = recognizer.device.type == "cuda"
     batches = load_batches(tasks, recognizer.size, prepare, loading, steps.piece, seed, pin, keep_pictures)
-    for batch in batches:
-        for task, reason in batch.failed:
-            if loading.strict:
+
+    def results(batch: Batch, pieces: list[tuple[Batch, O]]) -> list[tuple[Task, T | None, str]]:
+        failed = [(task, None, reason) for task, reason in batch.failed]
+        return [*failed, *((*each, "") for piece in pieces for each in zip(piece[0].tasks, read(*piece), strict=True))]
+
+    def passes() -> Iterator[Callable[[], list[tuple[Task, T | None, str]]]]:
+        for batch in batches:
+            if loading.strict and batch.failed:
+                reason = batch.failed[0][1]
                 raise UserError(f"{reason}; mend or remove it, or leave out --strict to go on without it")
-            yield task, None, reason
-        for task, result in zip(batch.tasks, steps(stage, batch) if batch.tasks else [], strict=True):
-            yield task, result, ""
+            yield partial(results, batch, steps(run, batch))
+
+    for found in _beside(passes(), recognizer.device):
+        yield from found
+
+
+def _beside(passes: Iterator[Callable[[], T]], device: torch.device) -> Iterator[T]:
+    """What reading each pass gives, in order; on a GPU read in a thread and stream beside the next pass.
+
+    Small steps and waits, a photo at a time, would leave the GPU idle for a tenth of the time otherwise.
+    """
+    if device.type != "cuda":  # there both would share the cores
+        for read in passes:
+            yield read()
+        return
+    stream = torch.cuda.Stream(device)
+
+    def read_aside(read: Callable[[], T], computed: torch.cuda.Event) -> T:
+        with torch.cuda.stream(stream):
+            stream.wait_event(computed)
+            return read()
+
+    def result() -> T:
+        future, read = waiting.popleft()
+        try:
+            return future.result()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()  # of what the pass beside it took
+        return read()
+
+    waiting: deque[tuple[Future, Callable[[], T]]] = deque()
+    stop: BaseException | None = None
+    with ThreadPoolExecutor(1) as aside:
+        try:
+            for read in passes:
+                computed = torch.cuda.current_stream(device).record_event()
+                waiting.append((aside.submit(read_aside, read, computed), read))
+                if len(waiting) > 1:
+                    yield result()
+        except (Exception, KeyboardInterrupt) as error:
+            stop = error  # not before what is finished has been handed on
+        while waiting:
+            yield result()
+    if stop:
+        raise stop
 
 
 # --- extraction ---------------------------------------------------------------------------------------------------
@@ -135,23 +195,30 @@ def extract_views(
     if segmenter is not None:
         prepare["masks"] = segmenter.prepare
 
-    def stage(batch: Batch) -> list[View]:
-        found = grounder.ground(batch.inputs["grounding"], [prompts[task.photo.concepts[0]] for task in batch.tasks])
-        boxes = np.concatenate([region.boxes_xyxy for region in found])
-        if segmenter is None:
-            rectangles = features.patch_rectangles(features.pixel_boxes(boxes, recognizer.size), dino.patch)
+    def run(batch: Batch) -> tuple[regions.Found, np.ndarray | None, torch.Tensor]:
+        found = grounder.detect(batch.inputs["grounding"], [prompts[task.photo.concepts[0]] for task in batch.tasks])
+        masks = None
+        if segmenter is not None:
+            masks = segmenter.cut(batch.inputs["masks"], boxes(found))
+        return found, masks, dino(batch.inputs["features"])
+
+    def boxes(found: regions.Found) -> np.ndarray:
+        return np.concatenate([region.boxes_xyxy for region in found.top()])
+
+    def read(batch: Batch, output: tuple[regions.Found, np.ndarray | None, torch.Tensor]) -> list[View]:
+        found, masks, grids = output
+        if masks is None:
+            rectangles = features.patch_rectangles(features.pixel_boxes(boxes(found), recognizer.size), dino.patch)
             members = features.rectangle_members(rectangles, dino.grid)
         else:
-            masks = segmenter.cut(batch.inputs["masks"], boxes)
             masks[masks.sum((1, 2)) < min_mask_area] = False
             members = features.sampled(masks, dino.patch)
-        grids = dino(batch.inputs["features"])
         return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
 
     failed: dict[str, str] = {}
     writes: deque[Future] = deque()
     with ThreadPoolExecutor(1) as writer:  # results are written from the side while the models go on
-        results = _stream(tasks, recognizer, loading, prepare, stage, seed)
+        results = _stream(tasks, recognizer, loading, prepare, run, read, seed)
         for task, view, reason in tqdm(results, total=len(tasks), desc="extracting", unit="view"):
             if view is None:
                 if task.photo.name not in failed:
@@ -233,19 +300,24 @@ def match_photos(
     if grounder is not None:
         prepare["grounding"] = grounder.prepare
 
-    def stage(batch: Batch) -> list[tuple[np.ndarray, Best]]:
+    def run(batch: Batch) -> tuple[regions.Found | list[Regions], torch.Tensor]:
+        found: regions.Found | list[Regions]
         if grounder is not None:
-            found = grounder.propose(batch.inputs["grounding"])
+            found = grounder.detect(batch.inputs["grounding"], [regions.PROPOSAL_PROMPT] * len(batch))
         elif segmenter is not None:
             found = [segmenter.everything(picture, min_mask_area) for picture in batch.pictures]
         else:
             raise ValueError("matching needs a recognizer with ground=True or segment=True")
-        grids = dino(batch.inputs["features"])
-        return [_match(*each, matcher, recognizer) for each in zip(batch.tasks, grids, found, strict=True)]
+        return found, dino(batch.inputs["features"])
+
+    def read(batch: Batch, output: tuple[regions.Found | list[Regions], torch.Tensor]) -> list[tuple[np.ndarray, Best]]:
+        found, grids = output
+        proposals = found.proposals() if isinstance(found, regions.Found) else found
+        return [_match(*each, matcher, recognizer) for each in zip(batch.tasks, grids, proposals, strict=True)]
 
     tasks = [Task(photo) for photo in photos]
     nothing = np.zeros((0, 4), dtype=np.int64), Best.none(len(gallery.concepts))
-    for task, result, reason in _stream(tasks, recognizer, loading, prepare, stage, keep_pictures=grounder is None):
+    for task, result, reason in _stream(tasks, recognizer, loading, prepare, run, read, keep_pictures=grounder is None):
         boxes, best = result or nothing
         yield Matches(task.photo, boxes, best, reason or None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,37 @@ log = logging.getLogger(__name__)
 PROPOSAL_PROMPT = "object."
 PROPOSAL_SCORE = 0.01
 AUTOMATIC_MASK_IOU = 0.95
+
+
+@dataclass(frozen=True)
+class Found:
+    """What Grounding DINO gives for B pictures, on its device: reading it waits for the model.
+
+    Attributes:
+        boxes_xyxy: f32 (B, Q, 4), px of the S x S picture.
+        scores: f32 (B, Q), the largest sigmoid over the text tokens.
+    """
+
+    boxes_xyxy: torch.Tensor
+    scores: torch.Tensor
+
+    def _read(self) -> tuple[np.ndarray, np.ndarray]:
+        scores = self.scores.cpu().numpy()
+        if np.isnan(scores).any():  # else they would read as nothing found
+            raise UserError(f"Grounding DINO gives scores that are {NOT_FINITE}")
+        return self.boxes_xyxy.cpu().numpy(), scores
+
+    def top(self) -> list[Regions]:
+        """Of each picture the highest-scoring box, however low its score: B Regions of one box (M = 1)."""
+        boxes, scores = self._read()
+        best = scores.argmax(1)
+        return [Regions(b[[i]], s[[i]]) for b, s, i in zip(boxes, scores, best, strict=True)]
+
+    def proposals(self) -> list[Regions]:
+        """Of each picture every box that scores above 0.01, in the detector's order: B Regions, M differing."""
+        boxes, scores = self._read()
+        keep = scores > PROPOSAL_SCORE
+        return [Regions(b[k], s[k]) for b, s, k in zip(boxes, scores, keep, strict=True)]
 
 
 class Grounder:
@@ -43,48 +75,31 @@ class Grounder:
             log.warning("on a CPU Grounding DINO runs in float32: its boxes would be wrong in 16 bits")
             dtype = torch.float32
         checkpoint = find_checkpoint(source, *ROLES["grounding"])
-        self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"))
+        self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), checkpoint.option)
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
         self._size, self.device, self.dtype = size, device, dtype
 
     @torch.inference_mode()
-    def _detect(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes f32 (B, Q, 4) in px and scores f32 (B, Q), the largest sigmoid over the text tokens."""
-        words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
-        output = self.model(pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True), **words)
-        boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
-        scores = output.logits.float().sigmoid().amax(-1).cpu().numpy()
-        if np.isnan(scores).any():  # else they would read as nothing found
-            raise UserError(f"Grounding DINO gives scores that are {NOT_FINITE}")
-        return boxes.cpu().numpy(), scores
-
-    def ground(self, pixel_values: torch.Tensor, prompts: Sequence[str]) -> list[Regions]:
-        """Find what each prompt names: the highest-scoring box, however low its score.
+    def detect(self, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> Found:
+        """Find what each prompt names.
 
         Args:
-            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
+            pictures: B of u8 (3, h, w), prepared by ``prepare``.
             prompts: B prompts, each closed with a full stop.
-
-        Returns:
-            B Regions of one box (M = 1), px of the S x S picture.
         """
-        boxes, scores = self._detect(pixel_values, prompts)
-        best = scores.argmax(1)
-        return [Regions(b[[i]], s[[i]]) for b, s, i in zip(boxes, scores, best, strict=True)]
+        words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
+        output = self.model(pixel_values=self.prepare.normalised(pictures, self.device, self.dtype), **words)
+        boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
+        return Found(boxes, output.logits.float().sigmoid().amax(-1))
 
-    def propose(self, pixel_values: torch.Tensor) -> list[Regions]:
-        """Propose regions of any object: every box that scores above 0.01 for "object.", in the detector's order.
+    def ground(self, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> list[Regions]:
+        """``detect`` the one region that each prompt names."""
+        return self.detect(pictures, prompts).top()
 
-        Args:
-            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
-
-        Returns:
-            B Regions, M differing.
-        """
-        boxes, scores = self._detect(pixel_values, [PROPOSAL_PROMPT] * len(pixel_values))
-        keep = scores > PROPOSAL_SCORE
-        return [Regions(b[k], s[k]) for b, s, k in zip(boxes, scores, keep, strict=True)]
+    def propose(self, pictures: Sequence[torch.Tensor]) -> list[Regions]:
+        """``detect`` regions of any object, by the prompt "object."."""
+        return self.detect(pictures, [PROPOSAL_PROMPT] * len(pictures)).proposals()
 
 
 class Segmenter:
@@ -104,18 +119,18 @@ class Segmenter:
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
         checkpoint = find_checkpoint(source, *ROLES["masks"])
         self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
-        self.prepare = PictureInput(self._processor)
+        self.prepare = PictureInput(self._processor, checkpoint.option)
         self.model = checkpoint.load(SamModel, dtype=dtype).to(device)
         # the library's selection of automatic masks does not take scores of 16 bits
         self.model.register_forward_hook(_scores_in_fp32)
         self._size, self.device, self.dtype = size, device, dtype
 
     @torch.inference_mode()
-    def cut(self, pixel_values: torch.Tensor, boxes_xyxy: np.ndarray) -> np.ndarray:
+    def cut(self, pictures: Sequence[torch.Tensor], boxes_xyxy: np.ndarray) -> np.ndarray:
         """Cut out what one box of each picture holds.
 
         Args:
-            pixel_values: f32 (B, 3, h, w), prepared by ``prepare``.
+            pictures: B of u8 (3, h, w), prepared by ``prepare``.
             boxes_xyxy: f32 (B, 4), px of the S x S picture, neither rounded nor clamped.
 
         Returns:
@@ -124,7 +139,7 @@ class Segmenter:
         side = self._processor.size["longest_edge"]  # squashed pictures are square
         boxes = torch.from_numpy(boxes_xyxy).to(self.device, torch.float32) * (side / self._size)
         output = self.model(
-            pixel_values=pixel_values.to(self.device, self.dtype, non_blocking=True),
+            pixel_values=self.prepare.normalised(pictures, self.device, self.dtype),
             input_boxes=boxes[:, None],  # in fp32: the model scales them to [0, 1] before it takes them to 16 bits
             multimask_output=True,
         )

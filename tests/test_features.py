@@ -9,6 +9,8 @@ import plain
 import pytest
 import torch
 from conftest import picture
+from PIL import Image
+from transformers import AutoImageProcessor
 
 from pekit import features
 from pekit.records import UserError
@@ -126,6 +128,29 @@ class TestPooling:
         np.testing.assert_array_equal(features.patches_under(grid, member), expected.numpy())
 
 
+class TestPictureInput:
+    @pytest.mark.parametrize("role", ["grounding", "masks", "features"])
+    def test_numbers_are_the_processors_own(self, models: Path, role: str) -> None:
+        processor = AutoImageProcessor.from_pretrained(models / role, backend="pil")
+        prepare = features.PictureInput(processor, "--option")
+        rng = np.random.default_rng(0)
+        pictures = [Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(2)]
+        prepared = [prepare(image) for image in pictures]
+        assert {one.dtype for one in prepared} == {torch.uint8}
+        for image, values in zip(pictures, prepare.normalised(prepared, CPU, torch.float32), strict=True):
+            expected = processor(images=image, return_tensors="np")["pixel_values"][0]
+            np.testing.assert_array_equal(values.numpy(), expected.astype(np.float32))
+        halves = prepare.normalised(prepared, CPU, torch.bfloat16)
+        assert torch.equal(halves, prepare.normalised(prepared, CPU, torch.float32).bfloat16())
+
+    def test_a_processor_that_does_more_is_refused(self, models: Path) -> None:
+        """Padding comes after normalising: its zeros are no value of a picture."""
+        processor = AutoImageProcessor.from_pretrained(models / "masks", backend="pil")
+        processor.pad_size = {"height": 300, "width": 300}
+        with pytest.raises(UserError, match=r"--sam_model: .* more than"):
+            features.PictureInput(processor, "--sam_model")
+
+
 class TestDino:
     @pytest.fixture(scope="class")
     def dino(self, models: Path) -> features.PatchFeatures:
@@ -142,7 +167,8 @@ class TestDino:
     def test_pixels_are_normalised_by_imagenet_and_not_resized(self, dino: features.PatchFeatures) -> None:
         image = picture(3, (SIZE, SIZE))
         expected = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        np.testing.assert_allclose(dino.prepare(image).numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+        (found,) = dino.prepare.normalised([dino.prepare(image)], CPU, torch.float32)
+        np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
     def test_registers_are_no_patches(self, tmp_path: Path, models: Path) -> None:
         from transformers import AutoImageProcessor, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
@@ -156,10 +182,10 @@ class TestDino:
         AutoImageProcessor.from_pretrained(models / "features", backend="pil").save_pretrained(tmp_path)
         dino = features.PatchFeatures(str(tmp_path), 112, CPU, torch.float32)
         assert (dino.grid, dino.width, dino.patch) == (7, 24, 16)
-        pixels = dino.prepare(picture(4, (112, 112)))[None]
+        prepared = [dino.prepare(picture(4, (112, 112)))]
         with torch.no_grad():
-            tokens = model(pixels).last_hidden_state[0, 5:]
-        np.testing.assert_allclose(dino(pixels)[0].reshape(49, 24).numpy(), tokens.numpy(), atol=1e-5)
+            tokens = model(dino.prepare.normalised(prepared, CPU, torch.float32)).last_hidden_state[0, 5:]
+        np.testing.assert_allclose(dino(prepared)[0].reshape(49, 24).numpy(), tokens.numpy(), atol=1e-5)
 
     def test_a_side_that_patches_do_not_fill_is_refused(self, models: Path) -> None:
         with pytest.raises(UserError, match=r"--dino_img_size 520 .* 518"):

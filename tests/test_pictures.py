@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import torch
 from conftest import ROOT, picture, script_environment, write_photos
 from PIL import Image
 
+from pekit import pictures
 from pekit.cli import LoadingSettings
-from pekit.pictures import Batch, Task, augment, load_batches
+from pekit.pictures import Batch, Task, _Pictures, augment, load_batches
 from pekit.records import Photo
 
 
@@ -190,9 +192,27 @@ class TestLoading:
 
     def test_workers_can_be_started_on_any_system(self, folder: Path) -> None:
         """macOS, and Python from 3.14 on, hand the data set to its workers by pickle."""
-        loader = load_batches(tasks(folder, ["0.png"]), 32, PREPARE, LoadingSettings(1, 0), 1)
-        copy = pickle.loads(pickle.dumps(loader._dataset))
-        assert copy[0][0].photo.path.name == "0.png"
+        copy = pickle.loads(pickle.dumps(_Pictures(tasks(folder, ["0.png"]), 32, PREPARE, False, 0, False)))
+        assert copy[0][0][0].photo.path.name == "0.png"
+
+    @pytest.mark.parametrize("augmentations", [3, 10])
+    def test_photos_are_decoded_once_for_their_augmentations(
+        self, folder: Path, augmentations: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[str] = []
+        real = pictures.open_image
+        monkeypatch.setattr(pictures, "open_image", lambda path, exif: opened.append(path.name) or real(path, exif))
+        work = tasks(folder, ["0.png", "1.png"], augmentations)
+        assert len(loaded(work, batch_size=3)) == 2 * (augmentations + 1)
+        times = 1 if augmentations < 8 else 2  # no more than eight travel together
+        assert opened == ["0.png"] * times + ["1.png"] * times
+
+    @pytest.mark.parametrize("workers", [2, 3])
+    def test_the_first_batch_is_the_work_of_all_workers(self, folder: Path, workers: int) -> None:
+        """Were batches made by one worker each, the models would wait for the first as long as for that many."""
+        prepare = {"features": lambda _: torch.tensor([os.getpid()])}
+        batches = load_batches(tasks(folder, ["0.png", "1.png", "2.png"]), 32, prepare, LoadingSettings(3, workers), 3)
+        assert len({int(who) for who in next(batches).inputs["features"]}) == workers
 
     def test_a_worker_that_is_left_alone_tells_nothing(self) -> None:
         script = (
@@ -206,14 +226,17 @@ class TestLoading:
 
     def test_part_of_a_batch(self) -> None:
         work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(4)]
-        batch = Batch(work, {"x": torch.arange(4)}, [], [(work[0], "why")])
+        batch = Batch(work, {"x": list(torch.arange(4))}, [], [(work[0], "why")])
         piece = batch.part(1, 3)
-        assert piece.tasks == work[1:3] and piece.inputs["x"].tolist() == [1, 2] and not piece.failed
+        assert piece.tasks == work[1:3] and piece.inputs["x"] == [1, 2] and not piece.failed
 
-    def test_nothing_of_a_batch_is_lost_on_its_way_to_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values + 1)
-        work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(3)]
-        batch = Batch(work[:2], {"x": torch.arange(2)}, [picture(1), picture(2)], [(work[2], "why")])
-        pinned = batch.pin_memory()
-        assert (pinned.tasks, pinned.pictures, pinned.failed) == (batch.tasks, batch.pictures, batch.failed)
-        assert pinned.inputs["x"].tolist() == [1, 2]
+    def test_nothing_is_lost_on_its_way_to_a_gpu(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "1.png").write_bytes(b"no image")
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)  # else the loader pins nothing
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values, *_: values // 2)
+        work, options = tasks(folder, ["0.png", "1.png", "2.png"]), {"keep_pictures": True}
+        (plain,) = load_batches(work, 32, PREPARE, LoadingSettings(3, 0), 3, **options)
+        (pinned,) = load_batches(work, 32, PREPARE, LoadingSettings(3, 0), 3, pin=True, **options)
+        assert (pinned.tasks, pinned.pictures, pinned.failed) == (plain.tasks, plain.pictures, plain.failed)
+        for one, other in zip(pinned.inputs["features"], plain.inputs["features"], strict=True):
+            assert torch.equal(one, other // 2)

@@ -1,7 +1,10 @@
 """Batches that do not fit, and what is kept of a photo."""
 
 import logging
+import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from pekit.cli import LoadingSettings
 from pekit.hub import is_out_of_memory
 from pekit.pictures import Batch, Task
-from pekit.pipeline import _Steps
+from pekit.pipeline import _beside, _Steps
 from pekit.records import Photo, UserError
 
 FULL = [
@@ -35,7 +38,14 @@ def test_other_errors_are_no_lack_of_memory() -> None:
 
 def batch_of(count: int) -> Batch:
     tasks = [Task(Photo(Path(f"{i}.png"), f"{i}.png")) for i in range(count)]
-    return Batch(tasks, {"features": torch.arange(count, dtype=torch.float32)[:, None]})
+    return Batch(tasks, {"features": list(torch.arange(count))})
+
+
+def results(steps: _Steps, stage: Callable[[Batch], list[int]], batch: Batch) -> list[int]:
+    """What a stage gives for all pieces of a batch."""
+    pieces = steps(stage, batch)
+    assert [task for piece, _ in pieces for task in piece.tasks] == batch.tasks
+    return [number for _, own in pieces for number in own]
 
 
 class Stage:
@@ -44,27 +54,28 @@ class Stage:
     def __init__(self, room: int, error: Exception = FULL[0]) -> None:
         self.room, self.sizes, self.error = room, [], error
 
-    def __call__(self, batch: Batch) -> list[float]:
+    def __call__(self, batch: Batch) -> list[int]:
         self.sizes.append(len(batch))
         if len(batch) > self.room:
             raise self.error
-        return batch.inputs["features"][:, 0].tolist()
+        return [int(number) for number in batch.inputs["features"]]
 
 
 @pytest.mark.parametrize("room", [1, 2, 3, 5, 8])
 def test_out_of_memory_halves_the_batch_and_loses_nothing(room: int, caplog: pytest.LogCaptureFixture) -> None:
     steps, stage = _Steps(LoadingSettings(batch_size=8), torch.device("cpu")), Stage(room)
     with caplog.at_level(logging.WARNING):
-        assert steps(stage, batch_of(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
+        assert results(steps, stage, batch_of(8)) == [0, 1, 2, 3, 4, 5, 6, 7]
         tried = len(stage.sizes)
-        assert steps(stage, batch_of(7)) == [0, 1, 2, 3, 4, 5, 6]
+        assert results(steps, stage, batch_of(7)) == [0, 1, 2, 3, 4, 5, 6]
     assert max(stage.sizes[tried:]) <= room  # what did not fit is not tried again
     assert bool(caplog.records) == (room < 8)
 
 
 @pytest.mark.parametrize("error", FULL, ids=str)
 def test_any_error_of_a_full_device_halves_the_batch_and_no_other(error: Exception) -> None:
-    assert _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(Stage(2, error), batch_of(4)) == [0, 1, 2, 3]
+    steps = _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))
+    assert results(steps, Stage(2, error), batch_of(4)) == [0, 1, 2, 3]
     stage = Stage(2, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(stage, batch_of(4))
@@ -75,15 +86,16 @@ def test_what_a_failed_pass_computed_is_gone_when_memory_is_given_back(monkeypat
     computed: list[weakref.ref] = []
     alive: list[bool] = []
 
-    def stage(batch: Batch) -> list[float]:
-        result = batch.inputs["features"][:, 0] + 1
+    def stage(batch: Batch) -> list[int]:
+        result = torch.stack(batch.inputs["features"]) + 1
         computed.append(weakref.ref(result))
         if len(batch) > 2:
             raise torch.OutOfMemoryError
         return result.tolist()
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(computed[-1]() is not None))
-    assert _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))(stage, batch_of(4)) == [1, 2, 3, 4]
+    steps = _Steps(LoadingSettings(batch_size=4), torch.device("cpu"))
+    assert results(steps, stage, batch_of(4)) == [1, 2, 3, 4]
     assert alive == [False]
 
 
@@ -96,3 +108,95 @@ def test_one_photo_that_does_not_fit_is_a_users_error() -> None:
 @pytest.mark.parametrize(("device", "expected"), [("cuda:1", 16), ("mps", 8), ("cpu", 4), ("xpu", 4), ("meta", 4)])
 def test_auto_starts_from_the_devices_batch(device: str, expected: int) -> None:
     assert _Steps(LoadingSettings(batch_size=0), torch.device(device)).piece == expected
+
+
+class TestReadingBesideTheModels:
+    """On a GPU what the models gave is read in a thread; here the thread is real and the GPU is not."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What is asked of the GPU, in order."""
+        asked: list[str] = []
+
+        class Stream:
+            def __init__(self, _device: torch.device) -> None:
+                pass
+
+            def record_event(self) -> str:
+                return "computed"
+
+            def wait_event(self, event: str) -> None:
+                asked.append(f"waits till {event}")
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("empties its cache"))
+        return asked
+
+    CUDA = torch.device("cuda:0")
+
+    def test_one_pass_is_read_while_the_next_one_runs(self, gpu: list[str]) -> None:
+        running = [threading.Event() for _ in range(4)]
+
+        def reading(number: int) -> Callable[[], int]:
+            def read() -> int:
+                assert threading.current_thread() is not threading.main_thread()
+                assert number == 3 or running[number + 1].wait(20), "the next pass waits for this one's reading"
+                return number
+
+            return read
+
+        def passes() -> Iterator[Callable[[], int]]:
+            for number in range(4):
+                running[number].set()
+                yield reading(number)
+
+        assert list(_beside(passes(), self.CUDA)) == [0, 1, 2, 3]
+        assert gpu == ["waits till computed"] * 4
+
+    def test_no_more_than_one_pass_is_ahead(self) -> None:
+        begun: list[int] = []
+
+        def passes() -> Iterator[Callable[[], int]]:
+            for number in range(5):
+                begun.append(number)
+                yield lambda: 0
+
+        for done, _ in enumerate(_beside(passes(), self.CUDA), 1):
+            assert len(begun) <= done + 1
+
+    @pytest.mark.parametrize("error", [UserError("no photo"), KeyboardInterrupt()])
+    def test_what_is_finished_is_handed_on_before_an_error_ends_it(self, error: BaseException) -> None:
+        def passes() -> Iterator[Callable[[], int]]:
+            yield lambda: 1
+            raise error
+
+        found = _beside(passes(), self.CUDA)
+        assert next(found) == 1
+        with pytest.raises(type(error)):
+            next(found)
+
+    @pytest.mark.parametrize("error", FULL, ids=str)
+    def test_reading_that_finds_no_room_is_done_again_alone(self, gpu: list[str], error: Exception) -> None:
+        attempts: list[bool] = []
+
+        def read() -> str:
+            attempts.append(threading.current_thread() is threading.main_thread())
+            if len(attempts) == 1:
+                raise error
+            return "read"
+
+        assert list(_beside(iter([read]), self.CUDA)) == ["read"]
+        assert attempts == [False, True] and gpu[-1] == "empties its cache"
+
+    def test_another_error_of_reading_is_raised(self) -> None:
+        def read() -> int:
+            raise UserError("not finite")
+
+        with pytest.raises(UserError, match="not finite"):
+            list(_beside(iter([read]), self.CUDA))
+
+    def test_on_a_cpu_one_thread_does_all(self) -> None:
+        read = [threading.current_thread] * 2
+        assert list(_beside(iter(read), torch.device("cpu"))) == [threading.main_thread()] * 2

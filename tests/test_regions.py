@@ -83,7 +83,8 @@ class TestGrounder:
         (found,) = grounder.ground(self.pixels(grounder, pictures[:1]), ["mug cup."])
         words = transformers.AutoTokenizer.from_pretrained(tmp_path)(["mug cup."], return_tensors="pt")
         with torch.no_grad():
-            scores = model(pixel_values=self.pixels(grounder, pictures[:1]), **words).logits.sigmoid().amax(-1)
+            pixels = grounder.prepare.normalised(self.pixels(grounder, pictures[:1]), CPU, torch.float32)
+            scores = model(pixel_values=pixels, **words).logits.sigmoid().amax(-1)
         np.testing.assert_allclose(found.scores[0], float(scores.max()), atol=1e-6)
 
     def test_several_prompts_at_once_equal_one_by_one(self, grounder: regions.Grounder, pictures: list) -> None:

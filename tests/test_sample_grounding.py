@@ -154,7 +154,8 @@ def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped:
 
 
 def test_the_shipped_processor_scales_red_green_and_blue_as_trained(shipped: Grounder) -> None:
-    values = shipped.prepare(Image.new("RGB", (518, 518), (255, 0, 51)))
+    prepared = shipped.prepare(Image.new("RGB", (518, 518), (255, 0, 51)))
+    (values,) = shipped.prepare.normalised([prepared], shipped.device, shipped.dtype)
     assert values.shape == (3, 128, 128)
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     assert values[:, 64, 64].tolist() == pytest.approx(expected, abs=1e-5)

@@ -56,7 +56,7 @@ def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16, device: str = "
 def patch_grids(features: PatchFeatures, group: Group) -> list[torch.Tensor]:
     """Patch grids f32 (37, 37, D) of the scenes of a group."""
     pictures = [Image.fromarray(image) for image in group.images]
-    return [features(features.prepare(picture)[None])[0].cpu() for picture in pictures]
+    return [features([features.prepare(picture)])[0].cpu() for picture in pictures]
 
 
 def describe(grid: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:

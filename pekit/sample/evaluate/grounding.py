@@ -50,8 +50,8 @@ def proposal_coverage(grounder: Grounder, rng: np.random.Generator, n_photos: in
     covered: list[bool] = []
     for size in _photo_sizes(n_photos):
         scene = random_scene(rng, size=size, pool="heldout")
-        pixels, truths = _squashed(grounder, scene)
-        proposals = torch.from_numpy(grounder.propose(pixels)[0].boxes_xyxy)
+        prepared, truths = _squashed(grounder, scene)
+        proposals = torch.from_numpy(grounder.propose([prepared])[0].boxes_xyxy)
         covered += [bool((row >= 0.5).any()) for row in box_iou(truths, proposals)]
     return covered
 
@@ -68,9 +68,9 @@ def reference_hits(grounder: Grounder, rng: np.random.Generator, n_photos: int) 
         if rng.random() < 0.4:
             others = [name for name in CATEGORIES if name != category]
             instances.append(random_instance(rng, str(rng.choice(others)), "heldout"))
-        pixels, truths = _squashed(grounder, draw_scene(rng, instances, size))
+        prepared, truths = _squashed(grounder, draw_scene(rng, instances, size))
         prompt = str(rng.choice(_NAMES)).format(noun=category) + category + "."
-        best = torch.from_numpy(grounder.ground(pixels, [prompt])[0].boxes_xyxy)
+        best = torch.from_numpy(grounder.ground([prepared], [prompt])[0].boxes_xyxy)
         hits.append(bool(box_iou(truths[:1], best) >= 0.5))
     return hits
 
@@ -80,7 +80,7 @@ def _photo_sizes(n_photos: int) -> Iterator[tuple[int, int]]:
 
 
 def _squashed(grounder: Grounder, scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's input (1, 3, h, w) for a scene, and its objects' boxes (N, 4) in px of the squashed photo."""
+    """A scene prepared for the model, and its objects' boxes (N, 4) in px of the squashed photo."""
     photo = Image.fromarray(scene.image)
     boxes = torch.from_numpy(np.stack([drawn.box_xyxy for drawn in scene.objects]))
-    return grounder.prepare(squash(photo, SIDE))[None], boxes * (SIDE / torch.tensor([*photo.size, *photo.size]))
+    return grounder.prepare(squash(photo, SIDE)), boxes * (SIDE / torch.tensor([*photo.size, *photo.size]))

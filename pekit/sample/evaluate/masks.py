@@ -32,8 +32,8 @@ def evaluate(folder: Path, seed: int = 2024, n_scenes: int = 100, device: str = 
         scene = random_scene(rng, size=(256, 256), pool="heldout")
         picture = Image.fromarray(scene.image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         boxes = np.stack([thing.box_xyxy for thing in scene.objects]) * np.float32(SIDE / 256)
-        pixels = segmenter.prepare(picture)[None].expand(len(boxes), -1, -1, -1)
-        for mask, box, thing in zip(segmenter.cut(pixels, boxes), boxes, scene.objects, strict=True):
+        pictures = [segmenter.prepare(picture)] * len(boxes)
+        for mask, box, thing in zip(segmenter.cut(pictures, boxes), boxes, scene.objects, strict=True):
             truth = np.asarray(Image.fromarray(thing.mask).resize((SIDE, SIDE), Image.Resampling.NEAREST))
             x1, y1, x2, y2 = box.round().astype(int)
             cut.append((mask & truth).sum() / (mask | truth).sum())
