@@ -1,7 +1,8 @@
 """The recognition pipeline against the bare forward passes of its models on the same prepared batches, per photo.
 
 Bare passes find their batches on the device and in the models' number format: neither reading photos nor copying is in
-their time, but both are in the pipeline's. ``--released`` adds the released way of detecting: one photo after the other
+their time, but both are in the pipeline's; what the workers take to prepare the photos, with no model to wait for, is a
+side of its own. ``--released`` adds the released way of detecting: one photo after the other
 in fp32, a mask for every proposal; the first ``--released_photos`` are enough for it. The models are built at the
 published sizes with random weights, or read from ``--models`` (a folder, or "sample"). The result so far is shown, and
 written with ``--json``, after each round.
@@ -27,15 +28,20 @@ from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
 from pekit.records import Concept, Gallery, Photo, UserError
 
+DIFFERENT_PHOTOS = 32
+
 
 def write_photos(folder: Path, count: int, side: int) -> list[Photo]:
-    """JPEG photos of a camera's proportions, side x 3/4 side px."""
+    """JPEG photos of a camera's proportions, side x 3/4 side px; after the first ones, files that repeat them."""
     rng = np.random.default_rng(0)
-    photos = []
+    photos: list[Photo] = []
     for i in range(count):
-        coarse = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
         path = folder / f"{i}.jpg"
-        Image.fromarray(coarse).resize((side, side * 3 // 4), Image.Resampling.BICUBIC).save(path, quality=90)
+        if i < DIFFERENT_PHOTOS:
+            coarse = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+            coarse.resize((side, side * 3 // 4), Image.Resampling.BICUBIC).save(path, quality=90)
+        else:
+            path.write_bytes(photos[i % DIFFERENT_PHOTOS].path.read_bytes())
         photos.append(Photo(path, path.name, ("my-red-mug",)))
     return photos
 
@@ -92,6 +98,10 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
     shape = (args.concepts, args.views, dino.width)
     gallery = Gallery(known, rng.standard_normal(shape, dtype=np.float32), np.ones(shape[:2], dtype=bool))
 
+    def preparing() -> None:
+        for _ in load_batches(tasks, recognizer.size, prepare, loading, args.batch_size):
+            pass
+
     def detecting() -> None:
         found = sum(matches.error is None for matches in match_photos(recognizer, photos, gallery, loading))
         assert found == len(photos)
@@ -102,7 +112,7 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
         )
         assert not failed
 
-    sides = {"bare passes": bare, "extraction": extracting, "detection": detecting}
+    sides = {"bare passes": bare, "photos alone": preparing, "extraction": extracting, "detection": detecting}
     counts = dict.fromkeys(sides, len(photos))
     if args.released:
         whole = recognizer if args.dtype == "float32" else Recognizer(replace(settings, dtype="float32"))

@@ -43,7 +43,7 @@ def test_runs_at_toy_size(name: str, run: Callable[..., dict]) -> None:
 
 def test_the_pipeline_against_bare_passes(models: Path, run: Callable[..., dict]) -> None:
     options = ("--photos", "2", "--side", "200", "--workers", "0", "--concepts", "2", "--models", str(models))
-    sides = {"bare passes", "extraction", "detection"}
+    sides = {"bare passes", "photos alone", "extraction", "detection"}
     assert set(run("extraction", *options)["medians"]) == sides
     released = (*options, "--released", "--released_photos", "1", "--dtype", "bfloat16")
     assert set(run("extraction", *released)["medians"]) == {*sides, "released way"}
@@ -70,7 +70,7 @@ def test_a_run_that_is_cut_off_keeps_its_rounds(
     assert taken == [1, 2]  # one photo to warm up
     kept = json.loads((tmp_path / "result.json").read_text())["seconds"]
     assert {name: len(values) for name, values in kept.items()} == dict.fromkeys(
-        ("bare passes", "extraction", "detection", "released way"), 1
+        ("bare passes", "photos alone", "extraction", "detection", "released way"), 1
     )
 
 
