@@ -2,10 +2,10 @@
 
 Bare passes find their batches on the device and in the models' number format: neither reading photos nor copying is in
 their time, but both are in the pipeline's; what the workers take to prepare the photos, with no model to wait for, is a
-side of its own. ``--released`` adds the released way of detecting: one photo after the other
-in fp32, a mask for every proposal; the first ``--released_photos`` are enough for it. The models are built at the
-published sizes with random weights, or read from ``--models`` (a folder, or "sample"). The result so far is shown, and
-written with ``--json``, after each round.
+side of its own. ``--released`` adds the released way of detecting: one photo after the other in fp32, a mask for every
+proposal; the first ``--released_photos`` are enough for it. The models are built at the published sizes with random
+weights, or read from ``--models`` (a folder, or "sample"). The result so far is shown, and written with ``--json``,
+after each round.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.published import build
 from benchmarks.released import draw_masks, match, merge, pool
 from pekit.cli import MODEL_SETS, LoadingSettings, ModelSettings, positive
 from pekit.datasets import open_image, squash
+from pekit.features import normalised
 from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
 from pekit.records import Concept, Gallery, Photo, UserError
@@ -78,10 +79,7 @@ def compare(args, settings: ModelSettings, photos: list[Photo], folder: Path) ->
     stages = {"grounding": grounder, "features": dino}
     prepare = {role: stage.prepare for role, stage in stages.items()}
     prepared = [
-        {
-            role: stage.prepare.normalised(batch.inputs[role], recognizer.device, stage.dtype)
-            for role, stage in stages.items()
-        }
+        {role: normalised(batch.inputs[role], stage.levels) for role, stage in stages.items()}
         for batch in load_batches(tasks, recognizer.size, prepare, loading, args.batch_size)
     ]
     words = grounder._tokenizer(["object."] * args.batch_size, return_tensors="pt").to(recognizer.device)

@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.published import build
 from pekit.cli import ModelSettings
+from pekit.features import normalised
 from pekit.pipeline import Recognizer
 
 MODELS = ("Grounding DINO", "DINOv2")
@@ -63,7 +64,7 @@ def _passes(recognizer: Recognizer, count: int, channels_last: bool) -> dict:
     picture = Image.new("RGB", (recognizer.size, recognizer.size), "teal")
     inputs = {}
     for stage in (grounder, dino):
-        pixels = stage.prepare.normalised([stage.prepare(picture)] * count, recognizer.device, stage.dtype)
+        pixels = normalised([stage.prepare(picture)] * count, stage.levels)
         inputs[stage] = pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels.contiguous()
         if channels_last:
             stage.model.to(memory_format=torch.channels_last)

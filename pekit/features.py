@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import embedding_bag
 from transformers import AutoImageProcessor, AutoModel
 
-from pekit.hub import ROLES, find_checkpoint
+from pekit.hub import ROLES, Checkpoint, find_checkpoint
 from pekit.records import UserError
 
 
@@ -31,7 +30,7 @@ class PatchFeatures:
         device, dtype: where and in which number format the model runs.
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or S is not a multiple of its patch size.
+        UserError: the checkpoint cannot be loaded or used, or S is not a multiple of its patch size.
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -45,11 +44,9 @@ class PatchFeatures:
             )
         self.grid, self.width = size // self.patch, int(config.hidden_size)
         self._skip = 1 + getattr(config, "num_register_tokens", 0)  # class token, registers
-        self.prepare = PictureInput(
-            checkpoint.part(AutoImageProcessor, backend="pil"), checkpoint.option, keep_size=True
-        )
+        self.prepare = PictureInput(checkpoint, keep_size=True)
         self.model = checkpoint.load(AutoModel, dtype=dtype).to(device)
-        self.device, self.dtype = device, dtype
+        self.levels = self.prepare.levels.to(device, dtype)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -61,8 +58,7 @@ class PatchFeatures:
         Returns:
             f32 (B, G, G, D), the layer-normed patch tokens, on the model's device.
         """
-        pixel_values = self.prepare.normalised(pictures, self.device, self.dtype)
-        tokens = self.model(pixel_values=pixel_values).last_hidden_state[:, self._skip :]
+        tokens = self.model(pixel_values=normalised(pictures, self.levels)).last_hidden_state[:, self._skip :]
         return tokens.float().reshape(len(tokens), self.grid, self.grid, -1)
 
 
@@ -74,37 +70,51 @@ class PictureInput:
     its own numbers bit for bit, while pictures travel in a quarter of the bytes.
 
     Args:
-        processor: the checkpoint's image processor, Pillow backend (the resampling of the published code).
-        option: that names the checkpoint.
+        checkpoint: whose image processor it is, on the Pillow backend (the resampling of the published code).
         keep_size: leave out resizing and cropping.
+
+    Attributes:
+        processor: the processor.
+        levels: f32 (3, 256), what the processor makes of each value of each channel.
 
     Raises:
         UserError: the processor does more than that.
     """
 
-    def __init__(self, processor: Any, option: str, keep_size: bool = False) -> None:
-        self._processor = processor
+    def __init__(self, checkpoint: Checkpoint, keep_size: bool = False) -> None:
+        self.processor = checkpoint.part(AutoImageProcessor, backend="pil")
         self._options = {"do_resize": False, "do_center_crop": False} if keep_size else {}
-        levels = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+        values = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
         plain = {"do_resize": False, "do_center_crop": False, "do_pad": False}
-        self._table = torch.from_numpy(self._values(levels, np.float32, **plain).reshape(3, 256))
-        whole = torch.from_numpy(self._values(levels, np.float32, **self._options))
-        if not torch.equal(self.normalised([self(levels)], whole.device, whole.dtype)[0], whole):
-            raise UserError(f"{option}: the image processor does more than resize, crop and normalise squared pictures")
+        self.levels = torch.from_numpy(self._values(values, np.float32, **plain).reshape(3, 256))
+        whole = torch.from_numpy(self._values(values, np.float32, **self._options))
+        if not torch.equal(normalised([self(values)], self.levels)[0], whole):
+            raise UserError(
+                f"{checkpoint.option} {checkpoint.source}: its image processor does more with a square picture than "
+                "resize, crop and normalise it; give a checkpoint whose processor does only that"
+            )
 
     def _values(self, picture: Image.Image, dtype: type, **options: bool) -> np.ndarray:
-        values = self._processor(images=picture, return_tensors="np", **options)["pixel_values"][0]
+        values = self.processor(images=picture, return_tensors="np", **options)["pixel_values"][0]
         return np.ascontiguousarray(values, dtype=dtype)
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
         """u8 (3, h, w) of a square RGB picture."""
         return torch.from_numpy(self._values(picture, np.uint8, do_rescale=False, do_normalize=False, **self._options))
 
-    def normalised(self, pictures: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Model input (B, 3, h, w) of B prepared pictures u8 (3, h, w)."""
-        values = torch.stack([picture.to(device, non_blocking=True) for picture in pictures])
-        table = self._table.to(device, dtype)
-        return torch.stack([levels[channel.long()] for levels, channel in zip(table, values.unbind(1), strict=True)], 1)
+
+def normalised(pictures: Sequence[torch.Tensor], levels: torch.Tensor) -> torch.Tensor:
+    """Make a model's input of prepared pictures.
+
+    Args:
+        pictures: B of u8 (3, h, w), from a ``PictureInput``.
+        levels: (3, 256), its levels on the model's device and in its number format.
+
+    Returns:
+        (B, 3, h, w), on that device and in that format.
+    """
+    values = torch.stack([picture.to(levels.device, non_blocking=True) for picture in pictures])
+    return torch.stack([own[channel.long()] for own, channel in zip(levels, values.unbind(1), strict=True)], dim=1)
 
 
 def pixel_boxes(boxes_xyxy: np.ndarray, size: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from pekit.records import Photo, PhotoError, UserError
 
 ROTATION_LIMIT = 30
 FLIP_PROBABILITY = 0.5
-MOST_AT_ONCE = 8  # pictures of one photo
+MOST_AT_ONCE = 16  # pictures that a worker hands over
+OF_ONE_PHOTO = 4  # of its augmentations, so that it is decoded a few times at most
 BATCHES_AHEAD = 2
 AUGMENTATION = 2  # goes up when the same seed draws other augmentations than before; 1 tied the flip to the rotation
 
@@ -64,10 +65,6 @@ class Batch:
         """Pictures first..last-1, without the failed ones."""
         inputs = {role: values[first:last] for role, values in self.inputs.items()}
         return Batch(self.tasks[first:last], inputs, self.pictures[first:last])
-
-
-# One picture as the workers hand it over: task, why it could not be read, role -> u8 (3, h, w), the squashed picture.
-_Prepared: TypeAlias = tuple[Task, str | None, dict[str, torch.Tensor], Image.Image | None]
 
 
 def import_albumentations() -> ModuleType:
@@ -117,54 +114,78 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
     return Image.fromarray(transform(image=np.asarray(image))["image"])
 
 
+class _Part(NamedTuple):
+    """What a worker hands over at once: as a Batch, but stacked, for every tensor takes a file handle on its way."""
+
+    tasks: list[Task]
+    inputs: dict[str, torch.Tensor]
+    pictures: list[Image.Image]
+    failed: list[tuple[Task, str]]
+
+
 class _Pictures(Dataset):
-    """Prepared pictures, those of one photo at a time, which is decoded once."""
+    """Prepared pictures, ``step`` at a time; of those, each photo is decoded once."""
 
     def __init__(
         self,
         tasks: Sequence[Task],
+        step: int,
         size: int,
         prepare: Mapping[str, Callable[[Image.Image], torch.Tensor]],
         exif: bool,
         seed: int,
         keep: bool,
     ) -> None:
-        photos = [list(own) for _, own in groupby(tasks, key=lambda task: task.photo)]
-        self.parts = [own[first : first + MOST_AT_ONCE] for own in photos for first in range(0, len(own), MOST_AT_ONCE)]
+        self.parts = [tasks[first : first + step] for first in range(0, len(tasks), step)]
         self.size, self.prepare, self.exif, self.seed, self.keep = size, prepare, exif, seed, keep
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> list[_Prepared]:
-        tasks = self.parts[index]
-        path = tasks[0].photo.path
-        digest = digest_if_readable(path)  # first: one replaced in between is then found to have changed
-        try:
-            image = open_image(path, self.exif)
-        except PhotoError as error:
-            return [(task, str(error), {}, None) for task in tasks]
-        return [self._prepared(replace(task, digest=digest), image) for task in tasks]
+    def __getitem__(self, index: int) -> _Part:
+        part = _Part([], {}, [], [])
+        for photo, tasks in groupby(self.parts[index], key=lambda task: task.photo):
+            digest = digest_if_readable(photo.path)  # first: one replaced in between is then found to have changed
+            try:
+                image = open_image(photo.path, self.exif)
+            except PhotoError as error:
+                part.failed.extend((task, str(error)) for task in tasks)
+                continue
+            for task in tasks:
+                part.tasks.append(replace(task, digest=digest))
+                part.pictures.append(self._squashed(task, image))
+        for role, prepare in self.prepare.items() if part.tasks else ():
+            stacked = torch.stack([prepare(picture) for picture in part.pictures])
+            # left to the queue's own thread, a full /dev/shm would lose the part without an error
+            part.inputs[role] = stacked.share_memory_() if get_worker_info() else stacked
+        return part if self.keep else part._replace(pictures=[])
 
-    def _prepared(self, task: Task, image: Image.Image) -> _Prepared:
+    def _squashed(self, task: Task, image: Image.Image) -> Image.Image:
         if task.augmentation:
             image = augment(image, self.seed, task.photo.name, task.augmentation)
-        picture = squash(image, self.size)
-        inputs = {role: prepare(picture) for role, prepare in self.prepare.items()}
-        if get_worker_info():  # left to the queue's own thread, a full /dev/shm would lose them without an error
-            inputs = {role: values.share_memory_() for role, values in inputs.items()}
-        return task, None, inputs, picture if self.keep else None
+        return squash(image, self.size)
 
 
-def _as_it_is(prepared: list[_Prepared]) -> list[_Prepared]:
-    return prepared
+def _as_it_is(part: Any) -> Any:
+    return part
 
 
-def _batch(items: Sequence[_Prepared], roles: Iterable[str]) -> Batch:
-    good = [item for item in items if item[1] is None]
-    inputs = {role: [item[2][role] for item in good] for role in roles}
-    pictures = [item[3] for item in good if item[3] is not None]
-    return Batch([item[0] for item in good], inputs, pictures, [(item[0], item[1]) for item in items if item[1]])
+def _one_by_one(parts: Iterable[_Part]) -> Iterator[Batch]:
+    """Batches of one picture, read or not."""
+    for part in parts:
+        for task, reason in part.failed:
+            yield Batch([], {}, [], [(task, reason)])
+        for i, task in enumerate(part.tasks):
+            yield Batch([task], {role: [rows[i]] for role, rows in part.inputs.items()}, part.pictures[i : i + 1])
+
+
+def _joined(batches: Sequence[Batch], roles: Iterable[str]) -> Batch:
+    return Batch(
+        [task for batch in batches for task in batch.tasks],
+        {role: [one for batch in batches for one in batch.inputs.get(role, ())] for role in roles},
+        [picture for batch in batches for picture in batch.pictures],
+        [one for batch in batches for one in batch.failed],
+    )
 
 
 def _start_worker(_: int) -> None:
@@ -203,18 +224,21 @@ def load_batches(
     Returns:
         Batches; together they hold every task once, as a picture or as failed.
     """
-    photos = _Pictures(tasks, size, prepare, loading.exif, seed, keep_pictures)
-    workers = min(loading.num_workers, len(photos))
-    ahead = -(-BATCHES_AHEAD * batch_size * len(photos) // (len(tasks) * workers)) if workers else 0
+    workers = min(loading.num_workers, len(tasks))
+    # Several workers make a batch, else all would wait for the first one's; augmentations of a photo come together.
+    augmented = max((len(list(own)) for _, own in groupby(tasks, key=lambda task: task.photo)), default=1)
+    step = min(MOST_AT_ONCE, max(-(-batch_size // max(workers, 1)), min(augmented, OF_ONE_PHOTO)))
+    pictures = _Pictures(tasks, step, size, prepare, loading.exif, seed, keep_pictures)
+    ahead = -(-BATCHES_AHEAD * batch_size // (step * workers)) if workers else 0
     loader = DataLoader(
-        photos,
-        batch_size=None,  # by photo, else the first batch would be one worker's alone while the model waits
+        pictures,
+        batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
-        prefetch_factor=max(2, ahead) if workers else None,  # in photos: they lie in /dev/shm
+        prefetch_factor=max(ahead, 2 if step == 1 else 1) if workers else None,  # in steps: they lie in /dev/shm
         pin_memory=pin,
     )
-    pictures = chain.from_iterable(loader)
-    while items := list(islice(pictures, batch_size)):
-        yield _batch(items, prepare)
+    singles = _one_by_one(loader)
+    while batches := list(islice(singles, batch_size)):
+        yield _joined(batches, prepare)

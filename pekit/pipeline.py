@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,13 +122,14 @@ def _stream(
 def _beside(passes: Iterator[Callable[[], T]], device: torch.device) -> Iterator[T]:
     """What reading each pass gives, in order; on a GPU read in a thread and stream beside the next pass.
 
-    Small steps and waits, a photo at a time, would leave the GPU idle for a tenth of the time otherwise.
+    Small steps and waits, photo by photo, would leave the GPU idle otherwise.
     """
     if device.type != "cuda":  # there both would share the cores
         for read in passes:
             yield read()
         return
     stream = torch.cuda.Stream(device)
+    waiting: deque[tuple[Future[T], Callable[[], T]]] = deque()
 
     def read_aside(read: Callable[[], T], computed: torch.cuda.Event) -> T:
         with torch.cuda.stream(stream):
@@ -136,16 +137,21 @@ def _beside(passes: Iterator[Callable[[], T]], device: torch.device) -> Iterator
             return read()
 
     def result() -> T:
-        future, read = waiting.popleft()
+        future, read = waiting[0]  # Ctrl-C while it waits leaves it there
         try:
-            return future.result()
-        except RuntimeError as error:
+            found = future.result()
+        except Exception as error:
+            waiting.popleft()
             if not is_out_of_memory(error):
                 raise
-        torch.cuda.empty_cache()  # of what the pass beside it took
+        else:
+            waiting.popleft()
+            return found
+        del future  # with the error, whose traceback holds what the reading that failed had computed
+        wait(other for other, _ in waiting)  # two readings at once would write to the same buffers
+        torch.cuda.empty_cache()
         return read()
 
-    waiting: deque[tuple[Future, Callable[[], T]]] = deque()
     stop: BaseException | None = None
     with ThreadPoolExecutor(1) as aside:
         try:
@@ -157,9 +163,17 @@ def _beside(passes: Iterator[Callable[[], T]], device: torch.device) -> Iterator
         except (Exception, KeyboardInterrupt) as error:
             stop = error  # not before what is finished has been handed on
         while waiting:
-            yield result()
+            try:
+                found = result()
+            except Exception as error:
+                stop = stop or error  # the first one counts
+            else:
+                yield found
     if stop:
-        raise stop
+        try:
+            raise stop
+        finally:
+            del stop  # it would hold this frame, and all that is in it
 
 
 # --- extraction ---------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer, SamModel
+from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer, SamModel
 from transformers.image_transforms import center_to_corners_format
 
-from pekit.features import PictureInput
+from pekit.features import PictureInput, normalised
 from pekit.hub import ROLES, find_checkpoint
 from pekit.records import NOT_FINITE, Regions, UserError
 
@@ -43,13 +43,21 @@ class Found:
         return self.boxes_xyxy.cpu().numpy(), scores
 
     def top(self) -> list[Regions]:
-        """Of each picture the highest-scoring box, however low its score: B Regions of one box (M = 1)."""
+        """Of each picture the highest-scoring box, however low its score: B Regions of one box (M = 1).
+
+        Raises:
+            UserError: the model's numbers are not finite.
+        """
         boxes, scores = self._read()
         best = scores.argmax(1)
         return [Regions(b[[i]], s[[i]]) for b, s, i in zip(boxes, scores, best, strict=True)]
 
     def proposals(self) -> list[Regions]:
-        """Of each picture every box that scores above 0.01, in the detector's order: B Regions, M differing."""
+        """Of each picture every box that scores above 0.01, in the detector's order: B Regions, M differing.
+
+        Raises:
+            UserError: the model's numbers are not finite.
+        """
         boxes, scores = self._read()
         keep = scores > PROPOSAL_SCORE
         return [Regions(b[k], s[k]) for b, s, k in zip(boxes, scores, keep, strict=True)]
@@ -66,7 +74,7 @@ class Grounder:
         device, dtype: where and in which number format the model runs; on CPUs in fp32, whatever is asked for.
 
     Raises:
-        UserError: the checkpoint cannot be loaded.
+        UserError: the checkpoint cannot be loaded or used.
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -75,10 +83,11 @@ class Grounder:
             log.warning("on a CPU Grounding DINO runs in float32: its boxes would be wrong in 16 bits")
             dtype = torch.float32
         checkpoint = find_checkpoint(source, *ROLES["grounding"])
-        self.prepare = PictureInput(checkpoint.part(AutoImageProcessor, backend="pil"), checkpoint.option)
+        self.prepare = PictureInput(checkpoint)
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
         self._size, self.device, self.dtype = size, device, dtype
+        self.levels = self.prepare.levels.to(device, dtype)
 
     @torch.inference_mode()
     def detect(self, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> Found:
@@ -89,7 +98,7 @@ class Grounder:
             prompts: B prompts, each closed with a full stop.
         """
         words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
-        output = self.model(pixel_values=self.prepare.normalised(pictures, self.device, self.dtype), **words)
+        output = self.model(pixel_values=normalised(pictures, self.levels), **words)
         boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
         return Found(boxes, output.logits.float().sigmoid().amax(-1))
 
@@ -113,17 +122,17 @@ class Segmenter:
         device, dtype: where and in which number format the model runs.
 
     Raises:
-        UserError: the checkpoint cannot be loaded.
+        UserError: the checkpoint cannot be loaded or used.
     """
 
     def __init__(self, source: str, size: int, device: torch.device, dtype: torch.dtype) -> None:
         checkpoint = find_checkpoint(source, *ROLES["masks"])
-        self._processor = checkpoint.part(AutoImageProcessor, backend="pil")
-        self.prepare = PictureInput(self._processor, checkpoint.option)
+        self.prepare = PictureInput(checkpoint)
         self.model = checkpoint.load(SamModel, dtype=dtype).to(device)
         # the library's selection of automatic masks does not take scores of 16 bits
         self.model.register_forward_hook(_scores_in_fp32)
         self._size, self.device, self.dtype = size, device, dtype
+        self.levels = self.prepare.levels.to(device, dtype)
 
     @torch.inference_mode()
     def cut(self, pictures: Sequence[torch.Tensor], boxes_xyxy: np.ndarray) -> np.ndarray:
@@ -136,17 +145,17 @@ class Segmenter:
         Returns:
             bool (B, S, S), of the three masks the one with the best predicted IoU.
         """
-        side = self._processor.size["longest_edge"]  # squashed pictures are square
+        side = self.prepare.processor.size["longest_edge"]  # squashed pictures are square
         boxes = torch.from_numpy(boxes_xyxy).to(self.device, torch.float32) * (side / self._size)
         output = self.model(
-            pixel_values=self.prepare.normalised(pictures, self.device, self.dtype),
+            pixel_values=normalised(pictures, self.levels),
             input_boxes=boxes[:, None],  # in fp32: the model scales them to [0, 1] before it takes them to 16 bits
             multimask_output=True,
         )
         best = output.iou_scores[:, 0].argmax(-1)
         chosen = output.pred_masks[torch.arange(len(best), device=best.device), 0, best].float()
         count = len(chosen)
-        masks = self._processor.post_process_masks(
+        masks = self.prepare.processor.post_process_masks(
             chosen[:, None, None].cpu(), [(self._size, self._size)] * count, [(side, side)] * count
         )
         return torch.stack([mask[0, 0] for mask in masks]).numpy()
@@ -167,7 +176,7 @@ class Segmenter:
         generate: Any = pipeline(  # type: ignore[call-overload]
             "mask-generation",
             model=self.model,
-            image_processor=self._processor,
+            image_processor=self.prepare.processor,
             device=self.device,
             dtype=self.dtype,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from pekit import features
+from pekit.hub import ROLES, find_checkpoint
 from pekit.records import UserError
 from pekit.sample.models.features import WIDTH
 
@@ -131,24 +134,27 @@ class TestPooling:
 class TestPictureInput:
     @pytest.mark.parametrize("role", ["grounding", "masks", "features"])
     def test_numbers_are_the_processors_own(self, models: Path, role: str) -> None:
+        prepare = features.PictureInput(find_checkpoint(str(models / role), *ROLES[role]))
         processor = AutoImageProcessor.from_pretrained(models / role, backend="pil")
-        prepare = features.PictureInput(processor, "--option")
         rng = np.random.default_rng(0)
         pictures = [Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(2)]
         prepared = [prepare(image) for image in pictures]
         assert {one.dtype for one in prepared} == {torch.uint8}
-        for image, values in zip(pictures, prepare.normalised(prepared, CPU, torch.float32), strict=True):
+        found = features.normalised(prepared, prepare.levels)
+        for image, values in zip(pictures, found, strict=True):
             expected = processor(images=image, return_tensors="np")["pixel_values"][0]
             np.testing.assert_array_equal(values.numpy(), expected.astype(np.float32))
-        halves = prepare.normalised(prepared, CPU, torch.bfloat16)
-        assert torch.equal(halves, prepare.normalised(prepared, CPU, torch.float32).bfloat16())
+        assert torch.equal(features.normalised(prepared, prepare.levels.bfloat16()), found.bfloat16())
 
-    def test_a_processor_that_does_more_is_refused(self, models: Path) -> None:
+    def test_a_processor_that_does_more_is_refused(self, models: Path, tmp_path: Path) -> None:
         """Padding comes after normalising: its zeros are no value of a picture."""
-        processor = AutoImageProcessor.from_pretrained(models / "masks", backend="pil")
-        processor.pad_size = {"height": 300, "width": 300}
-        with pytest.raises(UserError, match=r"--sam_model: .* more than"):
-            features.PictureInput(processor, "--sam_model")
+        shutil.copytree(models / "masks", tmp_path, dirs_exist_ok=True)
+        file = tmp_path / "processor_config.json"
+        stated = json.loads(file.read_text())
+        stated["image_processor"]["pad_size"] = {"height": 300, "width": 300}
+        file.write_text(json.dumps(stated))
+        with pytest.raises(UserError, match=r"--sam_model .*: its image processor does more"):
+            features.PictureInput(find_checkpoint(str(tmp_path), *ROLES["masks"]))
 
 
 class TestDino:
@@ -167,7 +173,7 @@ class TestDino:
     def test_pixels_are_normalised_by_imagenet_and_not_resized(self, dino: features.PatchFeatures) -> None:
         image = picture(3, (SIZE, SIZE))
         expected = (np.asarray(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        (found,) = dino.prepare.normalised([dino.prepare(image)], CPU, torch.float32)
+        (found,) = features.normalised([dino.prepare(image)], dino.levels)
         np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
     def test_registers_are_no_patches(self, tmp_path: Path, models: Path) -> None:
@@ -184,7 +190,7 @@ class TestDino:
         assert (dino.grid, dino.width, dino.patch) == (7, 24, 16)
         prepared = [dino.prepare(picture(4, (112, 112)))]
         with torch.no_grad():
-            tokens = model(dino.prepare.normalised(prepared, CPU, torch.float32)).last_hidden_state[0, 5:]
+            tokens = model(features.normalised(prepared, dino.levels)).last_hidden_state[0, 5:]
         np.testing.assert_allclose(dino(prepared)[0].reshape(49, 24).numpy(), tokens.numpy(), atol=1e-5)
 
     def test_a_side_that_patches_do_not_fill_is_refused(self, models: Path) -> None:

@@ -2,8 +2,10 @@
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -178,17 +180,54 @@ class TestReadingBesideTheModels:
             next(found)
 
     @pytest.mark.parametrize("error", FULL, ids=str)
-    def test_reading_that_finds_no_room_is_done_again_alone(self, gpu: list[str], error: Exception) -> None:
-        attempts: list[bool] = []
+    def test_reading_that_finds_no_room_is_done_again_by_itself(self, gpu: list[str], error: Exception) -> None:
+        """Readings share buffers; and what the one that failed had computed would take the room once more."""
+        computed: list[weakref.ref] = []
+        at_work: list[str] = []
 
-        def read() -> str:
-            attempts.append(threading.current_thread() is threading.main_thread())
-            if len(attempts) == 1:
-                raise error
-            return "read"
+        def full() -> str:
+            result = torch.ones(1)
+            computed.append(weakref.ref(result))
+            at_work.append("full")
+            if len(computed) == 1:
+                raise type(error)(*error.args)
+            assert at_work == ["full", "other", "other done", "full"]
+            assert computed[0]() is None and gpu[-1] == "empties its cache"
+            return "full"
 
-        assert list(_beside(iter([read]), self.CUDA)) == ["read"]
-        assert attempts == [False, True] and gpu[-1] == "empties its cache"
+        def other() -> str:
+            at_work.append("other")
+            time.sleep(0.2)
+            at_work.append("other done")
+            return "other"
+
+        assert list(_beside(iter([full, other]), self.CUDA)) == ["full", "other"]
+
+    def test_the_first_error_is_told_and_what_was_read_is_handed_on(self) -> None:
+        def failing(words: str) -> Callable[[], int]:
+            def read() -> int:
+                raise UserError(words)
+
+            return read
+
+        found = _beside(iter([lambda: 1, failing("first"), failing("second")]), self.CUDA)
+        assert next(found) == 1
+        with pytest.raises(UserError, match="first"):
+            next(found)
+
+    def test_ctrl_c_while_a_reading_is_waited_for_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        wait, waits = Future.result, iter([True])
+
+        def interrupted_once(future: Future) -> int:
+            if next(waits, False):
+                raise KeyboardInterrupt
+            return wait(future)
+
+        monkeypatch.setattr(Future, "result", interrupted_once)
+        found = _beside(iter([lambda: 0, lambda: 1]), self.CUDA)
+        assert [next(found), next(found)] == [0, 1]
+        with pytest.raises(KeyboardInterrupt):
+            next(found)
 
     def test_another_error_of_reading_is_raised(self) -> None:
         def read() -> int:

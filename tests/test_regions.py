@@ -17,6 +17,7 @@ from PIL import Image
 
 from pekit import regions
 from pekit.cli import SAMPLE_CHECKPOINTS
+from pekit.features import normalised
 from pekit.records import Regions
 from pekit.sample.models.masks import IMAGE_SIZE
 
@@ -83,7 +84,7 @@ class TestGrounder:
         (found,) = grounder.ground(self.pixels(grounder, pictures[:1]), ["mug cup."])
         words = transformers.AutoTokenizer.from_pretrained(tmp_path)(["mug cup."], return_tensors="pt")
         with torch.no_grad():
-            pixels = grounder.prepare.normalised(self.pixels(grounder, pictures[:1]), CPU, torch.float32)
+            pixels = normalised(self.pixels(grounder, pictures[:1]), grounder.levels)
             scores = model(pixel_values=pixels, **words).logits.sigmoid().amax(-1)
         np.testing.assert_allclose(found.scores[0], float(scores.max()), atol=1e-6)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from pekit.features import normalised
 from pekit.regions import Grounder
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, draw_scene, random_instance
 from pekit.sample.evaluate.grounding import load, proposal_coverage, reference_hits
@@ -155,7 +156,7 @@ def test_the_shipped_weights_are_small_halved_and_computed_with_in_full(shipped:
 
 def test_the_shipped_processor_scales_red_green_and_blue_as_trained(shipped: Grounder) -> None:
     prepared = shipped.prepare(Image.new("RGB", (518, 518), (255, 0, 51)))
-    (values,) = shipped.prepare.normalised([prepared], shipped.device, shipped.dtype)
+    (values,) = normalised([prepared], shipped.levels)
     assert values.shape == (3, 128, 128)
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     assert values[:, 64, 64].tolist() == pytest.approx(expected, abs=1e-5)
