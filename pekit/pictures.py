@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,13 +48,14 @@ class Batch:
 
     Attributes:
         tasks: B tasks whose photos could be read.
-        inputs: role -> B of u8 (3, h, w), as the ``prepare`` of that role's model makes them.
+        inputs: role -> B of u8 (3, h, w), as the ``prepare`` of that role's model makes them; stacked on their way from
+            a worker, for every tensor takes a file handle.
         pictures: B squashed RGB pictures, S x S, where asked for; else empty.
         failed: tasks whose photos could not be read, with the reason.
     """
 
     tasks: list[Task]
-    inputs: dict[str, list[torch.Tensor]]
+    inputs: dict[str, Sequence[torch.Tensor]]
     pictures: list[Image.Image] = field(default_factory=list)
     failed: list[tuple[Task, str]] = field(default_factory=list)
 
@@ -65,6 +66,11 @@ class Batch:
         """Pictures first..last-1, without the failed ones."""
         inputs = {role: values[first:last] for role, values in self.inputs.items()}
         return Batch(self.tasks[first:last], inputs, self.pictures[first:last])
+
+    def pin_memory(self) -> Batch:
+        """Pinned copies of stacked inputs, as the loader asks for on GPUs."""
+        inputs: dict[str, Any] = self.inputs
+        return replace(self, inputs={role: stacked.pin_memory() for role, stacked in inputs.items()})
 
 
 def import_albumentations() -> ModuleType:
@@ -114,15 +120,6 @@ def augment(image: Image.Image, seed: int, photo: str, augmentation: int) -> Ima
     return Image.fromarray(transform(image=np.asarray(image))["image"])
 
 
-class _Part(NamedTuple):
-    """What a worker hands over at once: as a Batch, but stacked, for every tensor takes a file handle on its way."""
-
-    tasks: list[Task]
-    inputs: dict[str, torch.Tensor]
-    pictures: list[Image.Image]
-    failed: list[tuple[Task, str]]
-
-
 class _Pictures(Dataset):
     """Prepared pictures, ``step`` at a time; of those, each photo is decoded once."""
 
@@ -142,23 +139,23 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> _Part:
-        part = _Part([], {}, [], [])
+    def __getitem__(self, index: int) -> Batch:
+        batch = Batch([], {})
         for photo, tasks in groupby(self.parts[index], key=lambda task: task.photo):
             digest = digest_if_readable(photo.path)  # first: one replaced in between is then found to have changed
             try:
                 image = open_image(photo.path, self.exif)
             except PhotoError as error:
-                part.failed.extend((task, str(error)) for task in tasks)
+                batch.failed.extend((task, str(error)) for task in tasks)
                 continue
             for task in tasks:
-                part.tasks.append(replace(task, digest=digest))
-                part.pictures.append(self._squashed(task, image))
-        for role, prepare in self.prepare.items() if part.tasks else ():
-            stacked = torch.stack([prepare(picture) for picture in part.pictures])
-            # left to the queue's own thread, a full /dev/shm would lose the part without an error
-            part.inputs[role] = stacked.share_memory_() if get_worker_info() else stacked
-        return part if self.keep else part._replace(pictures=[])
+                batch.tasks.append(replace(task, digest=digest))
+                batch.pictures.append(self._squashed(task, image))
+        for role, prepare in self.prepare.items() if batch.tasks else ():
+            stacked: Any = torch.stack([prepare(picture) for picture in batch.pictures])
+            # left to the queue's own thread, a full /dev/shm would lose the batch without an error
+            batch.inputs[role] = stacked.share_memory_() if get_worker_info() else stacked
+        return batch if self.keep else replace(batch, pictures=[])
 
     def _squashed(self, task: Task, image: Image.Image) -> Image.Image:
         if task.augmentation:
@@ -166,17 +163,11 @@ class _Pictures(Dataset):
         return squash(image, self.size)
 
 
-def _as_it_is(part: Any) -> Any:
-    return part
-
-
-def _one_by_one(parts: Iterable[_Part]) -> Iterator[Batch]:
+def _one_by_one(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Batches of one picture, read or not."""
-    for part in parts:
-        for task, reason in part.failed:
-            yield Batch([], {}, [], [(task, reason)])
-        for i, task in enumerate(part.tasks):
-            yield Batch([task], {role: [rows[i]] for role, rows in part.inputs.items()}, part.pictures[i : i + 1])
+    for batch in batches:
+        yield from (Batch([], {}, [], [one]) for one in batch.failed)
+        yield from (batch.part(i, i + 1) for i in range(len(batch)))
 
 
 def _joined(batches: Sequence[Batch], roles: Iterable[str]) -> Batch:
@@ -234,7 +225,6 @@ def load_batches(
         pictures,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         prefetch_factor=max(ahead, 2 if step == 1 else 1) if workers else None,  # in steps: they lie in /dev/shm
         pin_memory=pin,

@@ -317,7 +317,7 @@ def match_photos(
     def run(batch: Batch) -> tuple[regions.Found | list[Regions], torch.Tensor]:
         found: regions.Found | list[Regions]
         if grounder is not None:
-            found = grounder.detect(batch.inputs["grounding"], [regions.PROPOSAL_PROMPT] * len(batch))
+            found = grounder.detect(batch.inputs["grounding"])
         elif segmenter is not None:
             found = [segmenter.everything(picture, min_mask_area) for picture in batch.pictures]
         else:

@@ -86,18 +86,19 @@ class Grounder:
         self.prepare = PictureInput(checkpoint)
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
-        self._size, self.device, self.dtype = size, device, dtype
+        self._size, self.device = size, device
         self.levels = self.prepare.levels.to(device, dtype)
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> Found:
+    def detect(self, pictures: Sequence[torch.Tensor], prompts: Sequence[str] | None = None) -> Found:
         """Find what each prompt names.
 
         Args:
             pictures: B of u8 (3, h, w), prepared by ``prepare``.
-            prompts: B prompts, each closed with a full stop.
+            prompts: B prompts, each closed with a full stop; of any object ("object.") where left out.
         """
-        words: Any = self._tokenizer(list(prompts), padding=True, return_tensors="pt").to(self.device)
+        asked = prompts or [PROPOSAL_PROMPT] * len(pictures)
+        words: Any = self._tokenizer(list(asked), padding=True, return_tensors="pt").to(self.device)
         output = self.model(pixel_values=normalised(pictures, self.levels), **words)
         boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
         return Found(boxes, output.logits.float().sigmoid().amax(-1))
@@ -107,8 +108,8 @@ class Grounder:
         return self.detect(pictures, prompts).top()
 
     def propose(self, pictures: Sequence[torch.Tensor]) -> list[Regions]:
-        """``detect`` regions of any object, by the prompt "object."."""
-        return self.detect(pictures, [PROPOSAL_PROMPT] * len(pictures)).proposals()
+        """``detect`` regions of any object."""
+        return self.detect(pictures).proposals()
 
 
 class Segmenter:

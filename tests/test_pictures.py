@@ -24,7 +24,11 @@ def as_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy())
 
 
-PREPARE = {"features": as_pixels}
+def own_process(_: Image.Image) -> torch.Tensor:
+    return torch.tensor([os.getpid()])
+
+
+PREPARE, WHO = {"features": as_pixels}, {"features": own_process}
 
 
 def tasks(folder: Path, names: list[str], augmentations: int = 0) -> list[Task]:
@@ -219,8 +223,7 @@ class TestLoading:
     @pytest.mark.parametrize("workers", [2, 3])
     def test_the_first_batch_is_the_work_of_all_workers(self, folder: Path, workers: int) -> None:
         """Were batches made by one worker each, the models would wait for the first as long as for that many."""
-        prepare = {"features": lambda _: torch.tensor([os.getpid()])}
-        batches = load_batches(tasks(folder, ["0.png", "1.png", "2.png"]), 32, prepare, LoadingSettings(3, workers), 3)
+        batches = load_batches(tasks(folder, ["0.png", "1.png", "2.png"]), 32, WHO, LoadingSettings(3, workers), 3)
         assert len({int(who) for who in next(batches).inputs["features"]}) == workers
 
     def test_a_worker_that_is_left_alone_tells_nothing(self) -> None:
@@ -239,7 +242,15 @@ class TestLoading:
         piece = batch.part(1, 3)
         assert piece.tasks == work[1:3] and piece.inputs["x"] == [1, 2] and not piece.failed
 
-    def test_nothing_is_lost_on_its_way_to_a_gpu(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_of_a_batch_is_lost_on_its_way_to_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values + 1)
+        work = [Task(Photo(Path(f"{n}.png"), f"{n}.png")) for n in range(3)]
+        batch = Batch(work[:2], {"x": torch.arange(2)}, [picture(1), picture(2)], [(work[2], "why")])
+        pinned = batch.pin_memory()
+        assert (pinned.tasks, pinned.pictures, pinned.failed) == (batch.tasks, batch.pictures, batch.failed)
+        assert pinned.inputs["x"].tolist() == [1, 2]
+
+    def test_the_loader_pins_where_it_is_asked_to(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "1.png").write_bytes(b"no image")
         monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)  # else the loader pins nothing
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values, *_: values // 2)
