@@ -8,13 +8,11 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
-from pekit.records import UserError
-from pekit.sample.drawing import mask_box
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, mask_box
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, build_features, sine_positions
 from pekit.sample.train import features
-from pekit.sample.train.checkpoints import check_begun, halve, load_state, save_state
-from pekit.sample.train.features import LOOKS, Batch, looks_loss, patch_tokens, region_loss, region_means
+from pekit.sample.train.features import Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.groups import Group, draw_group
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions
 from pekit.sample.train.scenes import open_bank
@@ -223,7 +221,7 @@ def test_means_are_of_the_right_scenes_patches() -> None:
 
 def test_looks_are_asked_of_patches_and_boxes() -> None:
     batch = _batch([0, 1], [0, -1], [[True, False], [False, False]])
-    sizes = [1 + len(LOOKS[0]), *map(len, LOOKS[1:])]
+    sizes = [1 + len(CATEGORIES), len(COLOURS), len(COLOURS), len(PATTERNS)]
     table = torch.randn(8, sum(sizes), generator=torch.Generator().manual_seed(2))  # the logits of 8 patches
     tokens, head = torch.eye(8).reshape(2, 4, 8), torch.nn.Linear(8, sum(sizes), bias=False)
     head.weight.data = table.T.contiguous()
@@ -245,32 +243,6 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     parts = np.split(logits[:4].mean(0), np.cumsum(sizes)[:-1])
     assert right.tolist() == [float(part.argmax() == looks[0][k] + (k == 0)) for k, part in enumerate(parts)]
-
-
-def test_state_is_resumed_and_halved_weights_compute_in_single_precision(tmp_path: Path) -> None:
-    layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    path = tmp_path / "work" / "state.pt"
-    assert load_state(path, {"layer": other}) == (0, 0.0)
-    save_state(path, {"layer": layer}, 7, 12, 3.5)
-    assert load_state(path, {"layer": other}) == (12, 3.5)
-    assert torch.equal(layer.weight, other.weight)
-    with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
-        check_begun(path, tmp_path, 8, 20)
-    with pytest.raises(UserError, match=r"done 12 steps, --steps 11 are fewer: .*--out"):
-        check_begun(path, tmp_path, 7, 11)
-    check_begun(path, tmp_path, 7, 12)
-    for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
-        with pytest.raises(UserError, match=r"built otherwise: .*--out"):
-            load_state(path, parts)
-
-    build_features(tmp_path, 0)
-    before = AutoModel.from_pretrained(tmp_path).state_dict()
-    size = (tmp_path / "model.safetensors").stat().st_size
-    halve(tmp_path)
-    assert (tmp_path / "model.safetensors").stat().st_size < 0.55 * size
-    for name, weight in AutoModel.from_pretrained(tmp_path).state_dict().items():
-        assert weight.dtype == torch.float32
-        torch.testing.assert_close(weight, before[name].half().float(), rtol=0, atol=0)
 
 
 def test_shipped_checkpoint_tells_held_out_instances_apart() -> None:

@@ -99,7 +99,8 @@ def test_a_batch_says_which_phrase_means_which_object(untrained: Path) -> None:
     scene = StoredScene(np.full((128, 128, 3), 255, np.uint8), labels, boxes, (first, second))
     processor = AutoProcessor.from_pretrained(untrained, backend="pil")
     prompts = [Prompt(f"{CATEGORIES[1]}. object.", (CATEGORIES[1], None)), Prompt("object.", (None,))]
-    pixels, tokens, targets = make_batch([scene, scene], prompts, processor, "cpu")
+    batch = make_batch([scene, scene], prompts, processor)
+    pixels, tokens, targets = batch.pixels, batch.tokens, batch.targets
     assert pixels[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     assert targets.boxes[0].tolist() == [[0.25, 0.125, 0.5, 0.25], [0.75, 0.75, 0.5, 0.5]]
     assert targets.meant.tolist() == [[[0, 1, 0], [1, 1, 0]], [[1, 0, 0], [1, 0, 0]]]
@@ -117,13 +118,13 @@ def test_a_step_down_the_gradient_lowers_the_loss(untrained: Path) -> None:
     instance = random_instance(rng)
     scene = StoredScene(image, np.zeros((128, 128), np.uint8), np.array([[20, 30, 60, 90]], np.float32), (instance,))
     processor = AutoProcessor.from_pretrained(untrained, backend="pil")
-    inputs = make_batch([scene], [Prompt("object.", (None,))], processor, "cpu")
+    batch = make_batch([scene], [Prompt("object.", (None,))], processor)
     model = build_model(0).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):
         optimizer.zero_grad()
-        loss = torch.stack(list(stage_losses(model, *inputs).values())).sum()
+        loss = torch.stack(list(stage_losses(model, batch.pixels, batch.tokens, batch.targets).values())).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

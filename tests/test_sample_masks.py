@@ -48,7 +48,7 @@ def test_loss_takes_the_best_mask_and_spares_the_distance() -> None:
     window = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     window[..., :3, :3] = True
     nothing = torch.zeros(1)
-    batch = Batch(nothing, nothing, nothing, truth, window, nothing)
+    batch = Batch(nothing, nothing, nothing, truth, window, nothing, by_points=False, several=True)
     right = (truth * 2 - 1) * 8.0
     logits = torch.stack([right, -right], dim=2)
     iou = torch.tensor([[[1.0, 0.0]]])

@@ -1,12 +1,19 @@
 """The trainings: optimisers, what a training leaves on disk, and a few real steps of each."""
 
 import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
 from transformers import AutoModel
 
 from pekit.cli import SAMPLE_CHECKPOINTS
@@ -14,9 +21,12 @@ from pekit.records import UserError
 from pekit.sample.evaluate import Row
 from pekit.sample.models import build_models
 from pekit.sample.models.features import build_features
+from pekit.sample.models.grounding import build_processor
+from pekit.sample.train import features, lvlm, masks
 from pekit.sample.train.__main__ import main
-from pekit.sample.train.checkpoints import load_state, release
+from pekit.sample.train.grounding import Steps
 from pekit.sample.train.optimisers import Muon, Optimisers, schedule
+from pekit.sample.train.runs import Run, begin, finish, load_state, moved, save_state, take_steps
 from pekit.sample.train.scenes import open_bank
 
 
@@ -80,13 +90,116 @@ def test_a_part_goes_at_its_own_pace() -> None:
     assert 0.1 < slow / full < 0.5  # Muon's steps have all about one size, whatever the gradient
 
 
+def test_state_is_resumed(tmp_path: Path) -> None:
+    layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    run = Run("masks", tmp_path, "cpu", 20, 7, 0)
+    assert load_state(run.state, {"layer": other}) == (0, 0.0)
+    save_state(run, {"layer": layer}, 12, 3.5)
+    assert run.state == tmp_path / "work" / "masks.pt"
+    assert load_state(run.state, {"layer": other}) == (12, 3.5)
+    assert torch.equal(layer.weight, other.weight)
+    with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
+        begin(replace(run, seed=8))
+    with pytest.raises(UserError, match=r"done 12 steps, --steps 11 are fewer: .*--out"):
+        begin(replace(run, steps=11))
+    begin(replace(run, steps=12))
+    for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
+        with pytest.raises(UserError, match=r"built otherwise: .*--out"):
+            load_state(run.state, parts)
+
+
+class Squares(Dataset[int]):
+    """Batches that tell their step."""
+
+    def __getitem__(self, step: int) -> int:
+        return step * step
+
+
+def test_steps_go_on_where_the_state_was_saved_and_show_their_means(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run("masks", tmp_path, "cpu", 150, 7, 0)
+    taken: list[tuple[int, int]] = []
+
+    def step(number: int, batch: int) -> dict[str, torch.Tensor]:
+        if number == stops_at:
+            raise KeyboardInterrupt
+        taken.append((number, batch))
+        figure = float("nan") if number % 2 else float(number)
+        return {
+            "number": torch.tensor(figure, requires_grad=True),
+            **({"first": torch.tensor(2.0)} if not number else {}),
+        }
+
+    caplog.set_level("INFO")
+    stops_at = 130
+    with pytest.raises(KeyboardInterrupt):
+        take_steps(run, Squares(), {}, step)
+    assert load_state(run.state, {})[0] == 100
+    stops_at = -1
+    take_steps(run, Squares(), {}, step)
+    assert taken == [(number, number * number) for number in (*range(130), *range(100, 150))]
+    assert load_state(run.state, {})[0] == 150
+    shown = [record.getMessage().split(" s: ")[1] for record in caplog.records]
+    assert shown == ["number 24.000, first 2.000", "number 74.000", "number 124.000"]
+
+
+def test_tensors_are_moved_wherever_they_are(tmp_path: Path) -> None:
+    inner = Row("SAM", "kept as it is", 0.5, 0.5, True, 1)
+    steps = Steps(open_bank(tmp_path, 3, n_scenes=10, size=160, workers=1), build_processor(), 3, 10)
+    batch = moved(steps[9], "meta")
+    tensors = [batch.pixels, *batch.tokens.values(), *vars(batch.targets).values()]
+    assert len(tensors) == 8 and {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved(inner, "meta") == inner
+
+
+def written(batch: object) -> bytes:
+    file = BytesIO()
+    torch.save(batch, file)
+    return file.getvalue()
+
+
+def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
+    """Also in a worker process, which receives the data set pickled."""
+    bank = open_bank(tmp_path, 3, n_scenes=40, size=160, workers=1)
+    for steps in (
+        Steps(bank, build_processor(), 3, 10),
+        masks.Steps(bank, 3),
+        features.Steps(bank, 3, 10, 0),
+        lvlm.Views(3, 10),
+    ):
+        there = pickle.loads(pickle.dumps(steps))
+        there[2]
+        assert written(steps[9]) == written(there[9]) != written(steps[8])
+
+
+def test_weights_are_halved_and_compute_in_single_precision(tmp_path: Path) -> None:
+    run = Run("features", tmp_path, "cpu", 1, 0, 0)
+    build_features(run.folder, 0)
+    before = AutoModel.from_pretrained(run.folder).state_dict()
+    size = (run.folder / "model.safetensors").stat().st_size
+    finish(run, lambda folder, device: [], "", 1)
+    assert (run.folder / "model.safetensors").stat().st_size < 0.55 * size
+    for name, weight in AutoModel.from_pretrained(run.folder).state_dict().items():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, before[name].half().float(), rtol=0, atol=0)
+
+
+def finished(run: Run, card: str, rows: Sequence[Row], seconds: float) -> Path:
+    run.folder.mkdir()
+    save_file({"weight": torch.zeros(1)}, run.folder / "model.safetensors")
+    finish(run, lambda folder, device: rows, card, seconds)
+    return run.folder
+
+
 def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
     rows = [Row("SAM", "mean IoU", 0.87654, 0.85, True, 10), Row("SAM", "misses", 0.5, 0.1, False, 10)]
-    release(tmp_path, "masks", rows, "# Card\n{table}\n{minutes} min, {machine}, {seed}, {steps}\n", 30, 7, 600, "cpu")
-    record = json.loads((tmp_path / "training.json").read_text())
+    card = "# Card\n{table}\n{minutes} min, {machine}, {seed}, {steps}\n"
+    folder = finished(Run("masks", tmp_path, "cpu", 30, 7, 0), card, rows, 600)
+    record = json.loads((folder / "training.json").read_text())
     assert record["command"] == "python -m pekit.sample.train masks --out DIR --steps 30 --seed 7"
     assert (record["minutes"], record["held_out"]) == (10, {"mean IoU": 0.8765, "misses": 0.5})
-    assert (tmp_path / "README.md").read_text() == (
+    assert (folder / "README.md").read_text() == (
         "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n"
         "10 min, one processor core, shared with other work, 7, 30\n"
     )
@@ -94,10 +207,10 @@ def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
 
 def test_record_of_a_training_on_a_gpu_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "Some GPU"}.get)
-    release(tmp_path, "masks", [], "{minutes} min on {machine}", 30, 7, 60, "cuda:1")
-    record = json.loads((tmp_path / "training.json").read_text())
+    folder = finished(Run("masks", tmp_path, "cuda:1", 30, 7, 0), "{minutes} min on {machine}", [], 60)
+    record = json.loads((folder / "training.json").read_text())
     assert record["command"].endswith("--steps 30 --seed 7 --device cuda:1") and record["machine"] == "Some GPU"
-    assert (tmp_path / "README.md").read_text() == "1 min on Some GPU"
+    assert (folder / "README.md").read_text() == "1 min on Some GPU"
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(
@@ -148,29 +261,33 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, "open_bank", lambda *args, **kwargs: bank)
     else:
         with pytest.raises(UserError, match=r"train features --out"):
-            module.train(tmp_path, "cpu", 3, seed=3, workers=0)
+            module.train(Run(name, tmp_path, "cpu", 3, 3, workers=0))
         build_features(tmp_path / "features", 3)
     threads = torch.get_num_threads()
+
+    def train(steps: int, seed: int = 3) -> None:
+        module.train(Run(name, tmp_path, "cpu", steps, seed, workers=0))
+
     try:
-        module.train(tmp_path, "cpu", 3, seed=3, workers=0)
+        train(3)
         state = tmp_path / "work" / f"{name}.pt"
         assert torch.load(state, weights_only=True)["step"] == 3
         before = AutoModel.from_pretrained(tmp_path / name).state_dict()
         trained = {file: file.read_bytes() for file in (tmp_path / name).iterdir()}
         with pytest.raises(UserError, match=rf"{name}.*--seed 3, not 4"):
-            module.train(tmp_path, "cpu", 5, seed=4, workers=0)
+            train(5, seed=4)
         with pytest.raises(UserError, match=rf"{name}.*3 steps"):
-            module.train(tmp_path, "cpu", 2, seed=3, workers=0)
+            train(2)
         with monkeypatch.context() as stopped:
-            stopped.setattr(module, "save_state", Mock(side_effect=KeyboardInterrupt))
+            stopped.setattr("pekit.sample.train.runs.save_state", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+                train(5)
         assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
-        module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+        train(5)
         state.rename(tmp_path / "kept.pt")
         trained = {file: file.read_bytes() for file in (tmp_path / name).iterdir()}
         with pytest.raises(UserError, match=rf"{name} holds a model, and .*{name}\.pt is not there.*--out"):
-            module.train(tmp_path, "cpu", 5, seed=3, workers=0)
+            train(5)
         assert {file: file.read_bytes() for file in (tmp_path / name).iterdir()} == trained
         (tmp_path / "kept.pt").rename(state)
     finally:
@@ -181,6 +298,25 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
     assert len(changed) > len(after) / 2
     record = json.loads((tmp_path / name / "training.json").read_text())
     assert record["steps"] == 5 and record["held_out"] == {"asked on cpu": 0.5}
+
+
+@pytest.mark.parametrize("module", [features, masks])
+def test_what_a_run_becomes_follows_from_its_seed(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = open_bank(tmp_path / "work", 3, n_scenes=40, size=224, workers=1)
+    monkeypatch.setattr(module, "open_bank", lambda *args, **kwargs: bank)
+    monkeypatch.setattr(module, "evaluate", lambda folder, device: [])
+    name, threads = module.__name__.rpartition(".")[2], torch.get_num_threads()
+    weights = []
+    try:
+        for out, seed in (("one", 3), ("same", 3), ("other", 4)):
+            torch.rand(int(torch.randint(1, 9, ())))  # whatever has drawn from torch's generator before
+            module.train(Run(name, tmp_path / out, "cpu", 1, seed, workers=0))
+            weights.append((tmp_path / out / name / "model.safetensors").read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert weights[0] == weights[1] != weights[2]
 
 
 def test_new_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

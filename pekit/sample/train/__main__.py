@@ -26,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default what the shipped checkpoint took.")
     parser.add_argument("--seed", type=natural, default=42, help="seed of the scenes, the weights and the order.")
-    parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, help="processes that draw scenes.")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=natural, default=cores, help="processes that draw scenes and prepare steps.")
     return parser
 
 
@@ -42,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from pekit.hub import pick_device
+    from pekit.sample.train.runs import Run
 
     try:
         device = str(pick_device(args.device))  # before scenes are drawn for nothing
         for name in MODELS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
-            module.train(args.out, device, args.steps, args.seed, args.workers)
+            module.train(Run(name, args.out, device, args.steps or module.STEPS, args.seed, args.workers))
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last saved step", file=sys.stderr)
         return 130

@@ -10,10 +10,8 @@ them to learn, sooner when the first ones are alike in size and place, and are h
 have settled for colours before.
 """
 
-import logging
 import math
-import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -23,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import normalize
 from transformers import Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -31,15 +29,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance, mask_box
 from pekit.sample.evaluate.features import evaluate
 from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
-from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions
+from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
 from pekit.sample.train.scenes import DETAILED, SceneBank, open_bank
 
-log = logging.getLogger(__name__)
-
-LOOKS = (CATEGORIES, tuple(COLOURS), tuple(COLOURS), PATTERNS)
+LOOKS = {"category": CATEGORIES, "colour": tuple(COLOURS), "accent": tuple(COLOURS), "pattern": PATTERNS}
 STEPS = 12900
 THRESHOLD = 0.75
 PULL_MARGIN = 0.04
@@ -73,10 +69,6 @@ class Batch:
     shows: torch.Tensor
     visible: torch.Tensor
     looks: torch.Tensor
-
-    def to(self, device: str) -> "Batch":
-        """The same batch on a torch device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def make_batch(
@@ -130,7 +122,7 @@ def make_batch(
 
 def looks(instance: Instance) -> tuple[int, ...]:
     """Category, colour, accent and pattern of an instance, as numbers."""
-    return tuple(names.index(value) for names, value in zip(LOOKS, instance.looks.values(), strict=True))
+    return tuple(names.index(instance.looks[kind]) for kind, names in LOOKS.items())
 
 
 def _areas(label: np.ndarray) -> np.ndarray:
@@ -214,7 +206,7 @@ def looks_loss(
     Returns:
         The loss, and the shares of boxes whose category, colour, accent and pattern were named, f32 (4,).
     """
-    sizes = [1 + len(LOOKS[0]), *map(len, LOOKS[1:])]
+    sizes = [(kind == "category") + len(names) for kind, names in LOOKS.items()]
     seen, boxed = batch.visible >= 0, batch.instance >= 0
     patches = torch.cat([tokens[seen], tokens[~seen]])
     truth = torch.cat([batch.looks[batch.visible[seen]], batch.looks.new_full((int((~seen).sum()), 4), -1)])
@@ -315,59 +307,34 @@ class Steps(Dataset[Batch]):
         return [pair_of(self._bank, int(k)) for k in pairs]
 
 
-def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
-    """Trains the sample DINOv2 and writes model, image processor and training record.
-
-    An interrupted run goes on from its last saved state when it is started again with the same folder.
-
-    Args:
-        out: receives the folder features, and the state in the folder work.
-        device: torch device.
-        steps: optimiser steps in all; None for what the shipped checkpoint took.
-        seed: of weights, scenes and augmentation.
-        workers: processes that draw scenes; 0 draws in this one.
-    """
-    steps = STEPS if steps is None else steps
-    torch.set_num_threads(1)
-    folder, state = out / "features", out / "work" / "features.pt"
-    check_begun(state, folder, seed, steps)
+def train(run: Run) -> None:
+    """Trains the sample DINOv2 and writes model, image processor and training record."""
+    begin(run)
     with TemporaryDirectory() as start:
-        build_features(Path(start), seed)
+        build_features(Path(start), run.seed)
         model: torch.nn.Module = Dinov2Model.from_pretrained(start)
-    model.to(device).train()
-    head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS))).to(device)
+    model.to(run.device).train()
+    head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS.values()))).to(run.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimisers = Optimisers(model, head.parameters())
-    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
-    first, seconds = load_state(state, parts)
-    bank = open_bank(out / "work", seed, size=DETAILED, workers=max(1, workers))
-    batches = DataLoader(
-        Steps(bank, seed, steps, workers),
-        batch_size=None,
-        sampler=range(first, steps),
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-    )
-    began = time.monotonic() - seconds
-    for step, prepared in enumerate(batches, first):
-        batch = prepared.to(device)
+    bank = open_bank(run.work, run.seed, size=DETAILED, workers=max(1, run.workers))
+
+    def step(number: int, prepared: Batch) -> dict[str, torch.Tensor]:
+        batch = moved(prepared, run.device)
         tokens = patch_tokens(cast(Dinov2Model, model), batch)
         means = region_means(tokens, batch)
         named, right = looks_loss(head, tokens, means, batch)
-        loss = named + region_loss(F.normalize(means, dim=-1), batch) * (0.2 if step < NAMING_UNTIL * steps else 1)
-        optimisers.step(loss, step / steps)
+        weight = 0.2 if number < NAMING_UNTIL * run.steps else 1
+        loss = named + weight * region_loss(F.normalize(means, dim=-1), batch)
+        optimisers.step(loss, number / run.steps)
         average.update_parameters(model)
-        if (step + 1) % 25 == 0:
-            losses = f"loss {loss.item():.3f}, of which looks {named.item():.3f}"
-            shares = "/".join(f"{share:.2f}" for share in right.tolist())
-            passed = time.monotonic() - began
-            log.info("step %d of %d, %.0f s: %s, boxes' looks right %s", step + 1, steps, passed, losses, shares)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_state(state, parts, seed, step + 1, time.monotonic() - began)
-    build_features(folder, seed)  # for all but the weights
-    cast(Dinov2Model, average.module).save_pretrained(folder)
-    halve(folder)
-    release(folder, "features", evaluate(folder, device=device), CARD, steps, seed, time.monotonic() - began, device)
+        return {"loss": loss, "of looks": named, **dict(zip(LOOKS, right, strict=True))}
+
+    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
+    seconds = take_steps(run, Steps(bank, run.seed, run.steps, run.workers), parts, step)
+    build_features(run.folder, run.seed)  # for all but the weights
+    cast(Dinov2Model, average.module).save_pretrained(run.folder)
+    finish(run, evaluate, CARD, seconds)
 
 
 CARD = """# Sample DINOv2

@@ -1,26 +1,24 @@
 """Trains the sample Grounding DINO from scratch on drawn scenes."""
 
-import logging
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import normalize
-from transformers import GroundingDinoProcessor
+from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
 from pekit.sample.evaluate.grounding import evaluate
 from pekit.sample.models.grounding import SIDE, build_model, build_processor
-from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.grounding_loss import Targets, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
-from pekit.sample.train.scenes import StoredScene, augment, open_bank
-
-log = logging.getLogger(__name__)
+from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
+from pekit.sample.train.scenes import SceneBank, StoredScene, augment, open_bank
 
 STEPS = 2900
 BATCH = 12
@@ -29,77 +27,82 @@ WARM_UP = 200
 DECAY_SHARE = 0.3
 EMA = 0.99
 SMALL_SIDE, SMALL_SHARE = 96, 0.55  # small pictures teach much of it at two thirds of the time
-SAVE_EVERY = 100
 _FULL_STOP = 1012
 
 
-def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
-    """Trains, resuming where an interrupted run stopped, and writes the model folder `out/grounding`.
+@dataclass(frozen=True)
+class Batch:
+    """Pictures and prompts of one step.
+
+    Attributes:
+        pixels: float32 (B, 3, S, S), normalised.
+        tokens: the tokenizer's tensors, (B, L) each.
+        targets: what the model should find.
+    """
+
+    pixels: Tensor
+    tokens: dict[str, Tensor]
+    targets: Targets
+
+
+class Steps(Dataset[Batch]):
+    """The batches of a training by their step.
 
     Args:
-        out: folder of the model folders; its folder "work" keeps the scenes and the state to resume from.
-        device: torch device.
-        steps: optimiser steps; None for the shipped checkpoint's.
-        seed: of scenes, weights and order.
-        workers: processes that draw scenes.
+        bank: scenes.
+        processor: the model's.
+        seed: of the run.
+        steps: of the whole run.
     """
-    steps = STEPS if steps is None else steps
-    torch.set_num_threads(1)
-    state_file = out / "work" / "grounding.pt"
-    check_begun(state_file, out / "grounding", seed, steps)
-    bank = open_bank(out / "work", seed, workers=max(1, workers))
+
+    def __init__(self, bank: SceneBank, processor: GroundingDinoProcessor, seed: int, steps: int) -> None:
+        self._bank, self._processor, self._seed, self._steps = bank, processor, seed, steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self._seed, step])
+        side = SMALL_SIDE if step < SMALL_SHARE * self._steps else SIDE
+        scenes = [augment(rng, self._bank[index], side) for index in rng.integers(len(self._bank), size=BATCH)]
+        prompts = [random_prompt(rng, [one.category for one in scene.instances]) for scene in scenes]
+        return make_batch(scenes, prompts, self._processor)
+
+
+def train(run: Run) -> None:
+    """Trains the sample Grounding DINO and writes model, processor and training record."""
+    begin(run)
+    bank = open_bank(run.work, run.seed, workers=max(1, run.workers))
     processor = build_processor()
-    model = build_model(seed).train()
-    model.to(torch.device(device))
+    model = build_model(run.seed).train()
+    model.to(torch.device(run.device))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=True)
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    first, seconds = load_state(state_file, parts)
-    started = time.monotonic() - seconds
-    for step in range(first, steps):
-        rng = np.random.default_rng([seed, step])
-        side = SMALL_SIDE if step < SMALL_SHARE * steps else SIDE
-        scenes = [augment(rng, bank[index], side) for index in rng.integers(len(bank), size=BATCH)]
-        prompts = [random_prompt(rng, [one.category for one in scene.instances]) for scene in scenes]
-        pixels, tokens, targets = make_batch(scenes, prompts, processor, device)
-        losses = stage_losses(model, pixels, tokens, targets)
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step, steps)
+
+    def step(number: int, prepared: Batch) -> dict[str, Tensor]:
+        batch = moved(prepared, run.device)
+        losses = stage_losses(model, batch.pixels, batch.tokens, batch.targets)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(number, run.steps)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(model)
-        if step % 50 == 0:
-            shown = ", ".join(f"{stage} {loss.item():.3f}" for stage, loss in losses.items())
-            log.info("step %d of %d, %.0f s: %s", step, steps, time.monotonic() - started, shown)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state_file, parts, seed, step + 1, time.monotonic() - started)
-    averaged = build_model(seed)
-    averaged.load_state_dict(average.module.state_dict())
-    folder = out / "grounding"
-    averaged.save_pretrained(folder)
-    halve(folder)
-    build_processor().save_pretrained(folder)
-    release(
-        folder, "grounding", evaluate(folder, device=device), _CARD, steps, seed, time.monotonic() - started, device
-    )
+        return losses
+
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    seconds = take_steps(run, Steps(bank, processor, run.seed, run.steps), parts, step)
+    cast(GroundingDinoForObjectDetection, average.module).save_pretrained(run.folder)
+    processor.save_pretrained(run.folder)
+    finish(run, evaluate, _CARD, seconds)
 
 
-def make_batch(
-    scenes: Sequence[StoredScene], prompts: Sequence[Prompt], processor: GroundingDinoProcessor, device: str
-) -> tuple[Tensor, dict[str, Tensor], Targets]:
+def make_batch(scenes: Sequence[StoredScene], prompts: Sequence[Prompt], processor: GroundingDinoProcessor) -> Batch:
     """Turns scenes and prompts into the model's inputs and what it should find.
 
     Args:
         scenes: square pictures of one size.
         prompts: one for each scene.
         processor: the model's, for its tokenizer and normalisation.
-        device: torch device of the results.
-
-    Returns:
-        Normalised pixels (B, 3, S, S), the tokens and the targets.
     """
-    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).to(device).permute(0, 3, 1, 2) / 255
+    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2) / 255
     pixels = normalize(pixels, processor.image_processor.image_mean, processor.image_processor.image_std)
     tokens = dict(processor.tokenizer([prompt.text for prompt in prompts], padding=True, return_tensors="pt"))
     n_phrases = max(len(prompt.categories) for prompt in prompts)
@@ -118,8 +121,7 @@ def make_batch(
     tokenizer = processor.tokenizer
     outside = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
     phrase_of_token[torch.isin(tokens["input_ids"], outside)] = n_phrases
-    targets = Targets(*(tensor.to(device) for tensor in (boxes, meant, phrases, phrase_of_token)))
-    return pixels, {name: ids.to(device) for name, ids in tokens.items()}, targets
+    return Batch(pixels, tokens, Targets(boxes, meant, phrases, phrase_of_token))
 
 
 def _schedule(step: int, steps: int) -> float:

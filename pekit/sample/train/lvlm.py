@@ -8,9 +8,7 @@ lies between the two is new, and were the tower to follow it from the beginning,
 first only what is new learns.
 """
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -22,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import (
     AutoProcessor,
     Dinov2Model,
@@ -36,7 +34,6 @@ from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
 from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, IMAGE_TOKENS, NAMING_LAYERS, PATCH, build_lvlm
-from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.lvlm_names import name_tokens, naming_loss, random_look, telling
 from pekit.sample.train.lvlm_talk import Turn, pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
@@ -51,9 +48,8 @@ from pekit.sample.train.lvlm_views import (
     pixels,
 )
 from pekit.sample.train.optimisers import Optimisers
+from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
 from pekit.sample.train.scenes import DETAILED, as_stored, draw_pair
-
-log = logging.getLogger(__name__)
 
 STEPS = 15_600
 NAME_UNTIL, TALK_UNTIL, TRANSLATE_UNTIL, SEE_UNTIL = 0.13, 0.23, 0.45, 0.96  # shares of the steps
@@ -68,7 +64,6 @@ PLAIN_SHARE = 0.3  # of the pictures of one object, which need no outline
 TOWER_PACE = 0.5  # it has learned to see objects before
 NAMING_PACE = 0.5
 EMA = 0.995
-SAVE_EVERY = 200
 _TOWER_NAMES = {  # of the DINOv2 -> of the tower; older releases of transformers have the first four, later ones o_proj
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -230,7 +225,7 @@ class Learner(nn.Module):
         with_image = rng.integers(WITH_IMAGE_EVERY) == 0  # far longer prompts
         looks = [random_look(rng) for _ in range(1 if with_image else NAMING_BATCH)]
         turns = [turn for look in looks for turn in random_turns(rng, look)]
-        named = name_tokens(self.processor, turns, with_image).to(self.device)
+        named = moved(name_tokens(self.processor, turns, with_image), self.device)
         text = self.model.model.language_model
         embedded = text.embed_tokens(named.ids)
         if with_image:  # whatever it shows, these layers are to leave it alone
@@ -239,7 +234,7 @@ class Learner(nn.Module):
                 torch.from_numpy(rng.integers(len(vectors), size=shape))
                 for vectors in (self.tokens.marks, *self.tokens.words.values())
             )
-            truth = CellTruth(dict(zip(ANSWERS, words, strict=True)), marks, torch.ones(shape)).to(self.device)
+            truth = moved(CellTruth(dict(zip(ANSWERS, words, strict=True)), marks, torch.ones(shape)), self.device)
             image = (named.ids == self.model.config.image_token_id)[..., None]
             embedded = embedded.masked_scatter(image, self.as_seen(rng, truth))
         return naming_loss(text, self.tokens.marks[OUTLINED:], named, embedded)
@@ -287,7 +282,7 @@ class Learner(nn.Module):
         for number, (row, kind) in enumerate(zip(packed.starts[:, 0].tolist(), packed.kinds, strict=True)):
             source = "text" if row >= len(views) else "asked" if views[row].outlined else "plain"
             asked.setdefault(f"{source} {kind}", []).append(number)
-        packed = packed.to(self.device)
+        packed = moved(packed, self.device)
         text = self.model.model.language_model
         image = (packed.ids == self.model.config.image_token_id)[..., None]
         embedded = text.embed_tokens(packed.ids).masked_scatter(image, tokens)
@@ -309,79 +304,51 @@ class Learner(nn.Module):
         return loss + unread, {name: hits.double().mean() for name, hits in answered.items()}
 
 
-def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
-    """Trains, resuming where an interrupted run stopped, and writes the model folder `out/lvlm`.
-
-    Args:
-        out: folder of the model folders, with the trained features; its folder "work" keeps the state to resume from.
-        device: torch device.
-        steps: optimiser steps; None for the shipped checkpoint's.
-        seed: of scenes, weights and order.
-        workers: processes that draw scenes.
+def train(run: Run) -> None:
+    """Trains the sample InternVL and writes model, processor and training record.
 
     Raises:
-        UserError: the folder holds no trained features.
+        UserError: the folder of the model folders holds no trained features.
     """
-    steps = STEPS if steps is None else steps
-    features = out / "features"
+    features = run.out / "features"
     if not (features / "config.json").is_file():
-        raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {out} first")
-    torch.set_num_threads(1)
-    folder, state_file = out / "lvlm", out / "work" / "lvlm.pt"
-    check_begun(state_file, folder, seed, steps)
+        raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {run.out} first")
+    begin(run)
     with TemporaryDirectory() as start:  # what is in the folder stays until there is better
-        build_lvlm(Path(start), seed)
+        build_lvlm(Path(start), run.seed)
         processor = AutoProcessor.from_pretrained(start)
-        torch.manual_seed(seed)
         model = InternVLForConditionalGeneration.from_pretrained(start)
-    nn.Module.to(model, device)
-    learner = Learner(model, processor, seed).train()
+    nn.Module.to(model, run.device)
+    learner = Learner(model, processor, run.seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     tower = model.model.vision_tower
     naming = model.model.language_model.layers[:NAMING_LAYERS]
     optimisers = Optimisers(learner, paces={tower: TOWER_PACE, naming: NAMING_PACE})
-    parts = {"model": learner.model, "average": average, **optimisers.parts}
-    first, seconds = load_state(state_file, parts)
-    began = time.monotonic() - seconds
-    shown: dict[str, list[Tensor]] = {}  # read when they are printed: until then nothing waits for the device
     # Never its embeddings and scales, which are made small: what suits others as a step would be a leap for them.
     for name, weight in tower.named_parameters():
         if name.startswith("embeddings.") or ".lambda_" in name:
             weight.requires_grad_(False)
     started = [weight for weight in tower.encoder.layer[:-1].parameters() if weight.requires_grad]
-    prepared = DataLoader(
-        Views(seed, steps),
-        batch_size=None,
-        sampler=range(first, steps),
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-    )
-    for step, views in enumerate(prepared, first):
-        if step == math.ceil(TALK_UNTIL * steps):
+
+    def step(number: int, views: list[View]) -> dict[str, Tensor]:
+        if number == math.ceil(TALK_UNTIL * run.steps):
             start_tower(tower, features, pixels(views).to(learner.device))
         for weight in started:
-            weight.requires_grad_(step >= TRANSLATE_UNTIL * steps)
-        about_names = step < NAME_UNTIL * steps
+            weight.requires_grad_(number >= TRANSLATE_UNTIL * run.steps)
+        about_names = number < NAME_UNTIL * run.steps
         naming.requires_grad_(about_names)
-        loss, right = step_loss(learner, views, np.random.default_rng([seed, step, 1]), step / steps)
-        for name, value in right.items():
-            shown.setdefault(name, []).append(value)
+        loss, right = step_loss(learner, views, np.random.default_rng([run.seed, number, 1]), number / run.steps)
         # Names are learned to the end, at a rate that falls to nothing, before all else begins.
-        optimisers.step(loss, step / (NAME_UNTIL * steps if about_names else steps))
+        optimisers.step(loss, number / (NAME_UNTIL * run.steps if about_names else run.steps))
         average.update_parameters(learner.model)
-        if (step + 1) % 50 == 0:
-            means = {name: np.nanmean(torch.stack(values).tolist()) for name, values in sorted(shown.items())}
-            figures = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
-            passed = time.monotonic() - began
-            log.info("step %d of %d, %.0f s: loss %.3f, %s", step + 1, steps, passed, loss.item(), figures)
-            shown = {}
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state_file, parts, seed, step + 1, time.monotonic() - began)
+        return {"loss": loss} | right
+
+    parts = {"model": learner.model, "average": average, **optimisers.parts}
+    seconds = take_steps(run, Views(run.seed, run.steps), parts, step)
     learner.model.load_state_dict(average.module.state_dict())
-    build_lvlm(folder, seed)  # for all but the weights
-    learner.model.save_pretrained(folder)
-    halve(folder)
-    release(folder, "lvlm", evaluate(folder, device=device), _CARD, steps, seed, time.monotonic() - began, device)
+    build_lvlm(run.folder, run.seed)  # for all but the weights
+    learner.model.save_pretrained(run.folder)
+    finish(run, evaluate, _CARD, seconds)
 
 
 def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) -> None:
@@ -434,7 +401,7 @@ def step_loss(
     """
     if done < NAME_UNTIL:
         return learner.name(rng)
-    truth = cell_truth(views).to(learner.device)
+    truth = moved(cell_truth(views), learner.device)
     if done < TALK_UNTIL:
         return learner.reply(learner.as_seen(rng, truth), views, rng)
     tokens = learner.see(views)

@@ -53,13 +53,6 @@ class Named:
     told: Tensor
     asked: Tensor
 
-    def to(self, device: torch.device) -> "Named":
-        """The same on a torch device."""
-        ids, mask, boxes, told, asked = (
-            tensor.to(device) for tensor in (self.ids, self.mask, self.boxes, self.told, self.asked)
-        )
-        return Named(ids, mask, boxes, told, asked)
-
 
 def name_tokens(processor: InternVLProcessor, turns: Sequence[Turn], with_image: bool) -> Named:
     """Tokenise questions and find the names in them.

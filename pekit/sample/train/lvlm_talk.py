@@ -172,13 +172,6 @@ class Packed:
     kinds: list[str]
     starts: torch.Tensor
 
-    def to(self, device: torch.device) -> "Packed":
-        """The same on a torch device."""
-        ids, mask, positions, targets, starts = (
-            tensor.to(device) for tensor in (self.ids, self.mask, self.positions, self.targets, self.starts)
-        )
-        return Packed(ids, mask, positions, targets, self.kinds, starts)
-
 
 def pack(processor: InternVLProcessor, talks: Sequence[Sequence[Turn]], with_image: Sequence[bool]) -> Packed:
     """Tokenise and lay out the questions of several pictures.

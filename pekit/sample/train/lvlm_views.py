@@ -154,11 +154,6 @@ class CellTruth:
     mark: torch.Tensor
     weight: torch.Tensor
 
-    def to(self, device: torch.device) -> "CellTruth":
-        """The same on a torch device."""
-        words = {kind: numbers.to(device) for kind, numbers in self.words.items()}
-        return CellTruth(words, self.mark.to(device), self.weight.to(device))
-
 
 def cell_truth(views: Sequence[View], cell: int = CELL) -> CellTruth:
     """Look up, cell by cell, what views show.

@@ -1,8 +1,6 @@
 """Trains the sample SAM on drawn scenes: a box or a point on an object must give the object's visible pixels."""
 
-import logging
-import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -11,18 +9,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import normalize
 from transformers import SamModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.evaluate.masks import evaluate
 from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
-from pekit.sample.train.checkpoints import check_begun, halve, load_state, release, save_state
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
+from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
 from pekit.sample.train.scenes import DETAILED, SceneBank, augment, open_bank
-
-log = logging.getLogger(__name__)
 
 STEPS = 7800
 LEARNING_RATE = 1.5e-3
@@ -41,6 +38,8 @@ class Batch:
         masks: f32 (S, B, L, L), the share of each cell that the object covers.
         window: bool (S, B, L, L), true in and around the box.
         things: f32 (S, L, L), the share of each cell that any object covers.
+        by_points: whether to prompt with the points, not with the boxes.
+        several: whether to ask for several masks to a prompt.
     """
 
     pixels: torch.Tensor
@@ -49,10 +48,8 @@ class Batch:
     masks: torch.Tensor
     window: torch.Tensor
     things: torch.Tensor
-
-    def to(self, device: str) -> "Batch":
-        """The same batch on a torch device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+    by_points: bool
+    several: bool
 
 
 def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
@@ -90,6 +87,8 @@ def make_batch(bank: SceneBank, rng: np.random.Generator) -> Batch:
         coarse.unflatten(0, shape),
         (rows[:, :, None] & columns[:, None]).unflatten(0, shape),
         _cells(things),
+        by_points=bool(rng.random() < 0.15),
+        several=bool(rng.random() < 0.9),
     )
 
 
@@ -134,52 +133,44 @@ def mask_loss(logits: torch.Tensor, quality: torch.Tensor, batch: Batch, whole: 
     return each.amin(-1).mean() + 0.1 * each.mean() + F.mse_loss(quality, iou)
 
 
-def train(out: Path, device: str, steps: int | None, seed: int, workers: int) -> None:
-    """Trains the sample SAM and writes model, processor and training record.
+class Steps(Dataset[Batch]):
+    """The batches of a training by their step: see `make_batch`."""
 
-    An interrupted run goes on from its last saved state when it is started again with the same folder.
+    def __init__(self, bank: SceneBank, seed: int) -> None:
+        self._bank, self._seed = bank, seed
 
-    Args:
-        out: receives the folder masks; scenes and state go to the folder work.
-        device: torch device.
-        steps: optimiser steps in all; None for what the shipped checkpoint took.
-        seed: of weights, scenes and prompts.
-        workers: processes that draw scenes.
-    """
-    steps = STEPS if steps is None else steps
-    torch.set_num_threads(1)
-    folder, state = out / "masks", out / "work" / "masks.pt"
-    check_begun(state, folder, seed, steps)
-    bank = open_bank(out / "work", seed, size=DETAILED, workers=max(1, workers))
+    def __getitem__(self, step: int) -> Batch:
+        return make_batch(self._bank, np.random.default_rng((self._seed, step)))
+
+
+def train(run: Run) -> None:
+    """Trains the sample SAM and writes model, processor and training record."""
+    begin(run)
+    bank = open_bank(run.work, run.seed, size=DETAILED, workers=max(1, run.workers))
     with TemporaryDirectory() as start:
-        build_masks(Path(start), seed)
+        build_masks(Path(start), run.seed)
         model: torch.nn.Module = SamModel.from_pretrained(start)
-    model.to(device).train()
-    head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(device)
+    model.to(run.device).train()
+    head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(run.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimisers = Optimisers(model, head.parameters(), LEARNING_RATE, betas=(0.9, 0.999), clip=1.0)
-    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
-    first, seconds = load_state(state, parts)
-    began = time.monotonic() - seconds
-    for step in range(first, steps):
-        rng = np.random.default_rng((seed, step))
-        batch = make_batch(bank, rng).to(device)
-        prompt = {"input_points": batch.points} if rng.random() < 0.15 else {"input_boxes": batch.boxes}
+
+    def step(number: int, prepared: Batch) -> dict[str, torch.Tensor]:
+        batch = moved(prepared, run.device)
+        prompt = {"input_points": batch.points} if batch.by_points else {"input_boxes": batch.boxes}
         embeddings = cast(SamModel, model).vision_encoder(batch.pixels).last_hidden_state
-        result = model(image_embeddings=embeddings, multimask_output=bool(rng.random() < 0.9), **prompt)
-        loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * step / steps))
+        result = model(image_embeddings=embeddings, multimask_output=batch.several, **prompt)
+        loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * number / run.steps))
         loss = loss + things_loss(head, embeddings, batch)
-        optimisers.step(loss, step / steps)
+        optimisers.step(loss, number / run.steps)
         average.update_parameters(model)
-        if (step + 1) % 25 == 0:
-            passed = time.monotonic() - began
-            log.info("step %d of %d, %.0f s: loss %.3f", step + 1, steps, passed, loss.item())
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_state(state, parts, seed, step + 1, time.monotonic() - began)
-    build_masks(folder, seed)  # for all but the weights
-    cast(SamModel, average.module).save_pretrained(folder)
-    halve(folder)
-    release(folder, "masks", evaluate(folder, device=device), CARD, steps, seed, time.monotonic() - began, device)
+        return {"loss": loss}
+
+    parts = {"model": model, "head": head, "average": average, **optimisers.parts}
+    seconds = take_steps(run, Steps(bank, run.seed), parts, step)
+    build_masks(run.folder, run.seed)  # for all but the weights
+    cast(SamModel, average.module).save_pretrained(run.folder)
+    finish(run, evaluate, CARD, seconds)
 
 
 CARD = """# Sample SAM

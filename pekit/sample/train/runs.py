@@ -1,0 +1,235 @@
+"""What all trainings have in common: a run that begins or goes on, its steps, and the model that it leaves."""
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pekit.files import replacing
+from pekit.records import UserError
+from pekit.sample.evaluate import Row
+
+_Record = TypeVar("_Record")
+
+log = logging.getLogger(__name__)
+
+SHOW_EVERY, SAVE_EVERY = 50, 100  # steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one model.
+
+    Attributes:
+        model: its name on the command line, and that of its folder.
+        out: folder of the model folders; its folder "work" keeps drawn scenes and the state to resume from.
+        device: torch device to train on.
+        steps: optimiser steps in all.
+        seed: of scenes, weights and order.
+        workers: processes that draw scenes and prepare batches; 0 for this one alone.
+    """
+
+    model: str
+    out: Path
+    device: str
+    steps: int
+    seed: int
+    workers: int
+
+    @property
+    def folder(self) -> Path:
+        """Receives the model."""
+        return self.out / self.model
+
+    @property
+    def work(self) -> Path:
+        """Keeps drawn scenes and the state."""
+        return self.out / "work"
+
+    @property
+    def state(self) -> Path:
+        """File to resume from."""
+        return self.work / f"{self.model}.pt"
+
+
+def begin(run: Run) -> None:
+    """Seeds torch; refuses to replace a model by one that is trained anew, or to go on with a run of another seed,
+    whose drawings would not belong to the weights, or to a lesser end.
+
+    To be called before anything is drawn or written.
+
+    Raises:
+        UserError: there is a model but no state to go on from, or the run was begun with another seed, or has done
+            more steps.
+    """
+    torch.set_num_threads(1)  # faster than two for models this small
+    torch.manual_seed(run.seed)  # the heads that only a training needs are made by torch's own generator
+    path = run.state
+    if not path.exists():
+        if (run.folder / "model.safetensors").exists():
+            raise UserError(f"{run.folder} holds a model, and {path} is not there to go on from: choose another --out")
+        return
+    begun = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    if (known := begun.get("seed")) != run.seed:
+        raise UserError(f"the run of {path} has --seed {known}, not {run.seed}: go on with that, or {_anew(path)}")
+    if (done := begun["step"]) > run.steps:
+        raise UserError(f"the run of {path} has done {done} steps, --steps {run.steps} are fewer: {_anew(path)}")
+
+
+def take_steps(
+    run: Run, batches: Dataset[Any], parts: Mapping[str, Any], step: Callable[[int, Any], Mapping[str, Tensor]]
+) -> float:
+    """Takes the steps that are left, saves the state now and then, and shows how it goes.
+
+    Args:
+        run: which training.
+        batches: by step; a batch depends on its step alone. Worker processes prepare them ahead.
+        parts: whatever has a `state_dict`, by name: models, averages, optimisers.
+        step: takes a step with a batch, which it is to bring to the device itself; returns scalars to show. They are
+            read from the device when they are shown: until then nothing waits for it.
+
+    Returns:
+        Seconds spent, earlier parts of the run included.
+
+    Raises:
+        UserError: the run was begun by another version.
+    """
+    first, seconds = load_state(run.state, parts)
+    began = time.monotonic() - seconds
+    prepared = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, run.steps),
+        num_workers=run.workers,
+        # Forking a process that has run torch operations can hang in the child, so the workers start afresh.
+        multiprocessing_context="spawn" if run.workers else None,
+    )
+    shown: dict[str, list[Tensor]] = {}
+    for number, batch in enumerate(prepared, first):
+        for name, value in step(number, batch).items():
+            shown.setdefault(name, []).append(value.detach())
+        done, passed = number + 1, time.monotonic() - began
+        if done % SHOW_EVERY == 0 or done == run.steps:
+            means = {name: np.nanmean(torch.stack(values).tolist()) for name, values in shown.items()}
+            figures = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+            log.info("step %d of %d, %.0f s: %s", done, run.steps, passed, figures)
+            shown = {}
+        if done % SAVE_EVERY == 0 or done == run.steps:
+            save_state(run, parts, done, passed)
+    return time.monotonic() - began
+
+
+def moved(record: _Record, device: str | torch.device) -> _Record:
+    """A copy of a dataclass with its tensors, also those of dictionaries and dataclasses in it, on a torch device."""
+
+    def there(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, dict):
+            return {name: there(part) for name, part in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: there(getattr(value, field.name)) for field in fields(value)})
+        return value
+
+    result: _Record = there(record)
+    return result
+
+
+def load_state(path: Path, parts: Mapping[str, Any]) -> tuple[int, float]:
+    """Fills models, optimiser and schedule from the last saved state of a run.
+
+    Args:
+        path: state file; when it is missing nothing changes.
+        parts: whatever has a `state_dict`, by name.
+
+    Returns:
+        Steps done and seconds spent, both 0 at the start of a run.
+
+    Raises:
+        UserError: the run was begun by another version.
+    """
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (KeyError, ValueError, RuntimeError):
+        mend = f"go on with the version that began it, or {_anew(path)}"
+        raise UserError(f"{path} is of a model built otherwise: {mend}") from None
+    return state["step"], state["seconds"]
+
+
+def _anew(path: Path) -> str:
+    return f"choose another --out, or delete {path} to begin anew"
+
+
+def save_state(run: Run, parts: Mapping[str, Any], step: int, seconds: float) -> None:
+    """Saves the state of a run so that an interruption never leaves half a file.
+
+    Args:
+        run: which training.
+        parts: whatever has a `state_dict`, by name.
+        step: steps done.
+        seconds: time spent so far.
+    """
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with replacing(run.state) as partial:
+        torch.save({"seed": run.seed, "step": step, "seconds": seconds} | states, partial)
+
+
+def finish(run: Run, evaluate: Callable[..., Sequence[Row]], card: str, seconds: float) -> None:
+    """Halves the weights of a trained model that lies in its folder, measures it, writes its record and its card, and
+    shows its figures.
+
+    Args:
+        run: which training.
+        evaluate: measures a model folder on scenes and instances never trained on; takes it and a device.
+        card: Markdown with places for {table}, {minutes}, {machine}, {seed} and {steps}.
+        seconds: training time.
+    """
+    _halve(run.folder)
+    rows = evaluate(run.folder, device=run.device)
+    on_gpu = run.device.startswith("cuda")
+    processor = torch.cuda.get_device_name(run.device) if on_gpu else "one processor core, shared with other work"
+    command = f"python -m pekit.sample.train {run.model} --out DIR --steps {run.steps} --seed {run.seed}"
+    record = {
+        "command": command if run.device == "cpu" else f"{command} --device {run.device}",
+        "seed": run.seed,
+        "steps": run.steps,
+        "minutes": round(seconds / 60, 1),
+        "machine": processor if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread",
+        "torch": torch.__version__,
+        "held_out": {row.asked: round(row.value, 4) for row in rows},
+    }
+    (run.folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    table = "\n".join(f"| {row.asked} | {row.value:.3f} | {row.bound_text} |" for row in rows)
+    minutes = round(seconds / 60)
+    (run.folder / "README.md").write_text(
+        card.format(table=table, seed=run.seed, steps=run.steps, minutes=minutes, machine=processor)
+    )
+    for row in rows:
+        print(f"{row.asked}: {row.value:.3f} ({row.bound_text})")
+
+
+def _halve(folder: Path) -> None:
+    """Stores the weights of a saved model in 16 bits.
+
+    The configuration keeps saying float32, so `from_pretrained` computes in 32 bits as before.
+
+    Args:
+        folder: holds model.safetensors.
+    """
+    path = folder / "model.safetensors"
+    save_file({name: weight.half() for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
