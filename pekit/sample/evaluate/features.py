@@ -43,7 +43,7 @@ def evaluate(folder: Path, seed: int = 2024, n_groups: int = 16, device: str = "
     """
     features = PatchFeatures(str(folder), SIDE, torch.device(device), torch.float32)
     rng = np.random.default_rng(seed)
-    drawn = [draw_group((seed, number), "heldout", SIDE, 16) for number in range(n_groups)]
+    drawn = [draw_group((seed, number), "heldout", SIDE, 16, imitated=False) for number in range(n_groups)]
     grids = [patch_grids(features, group) for group in drawn]
     marks = pair_marks(drawn, grids, rng)
     truth, named = recognise(drawn, grids, rng)

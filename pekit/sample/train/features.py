@@ -36,10 +36,10 @@ from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
 from pekit.sample.train.scenes import DETAILED, SceneBank, open_bank
 
 LOOKS = {"category": CATEGORIES, "colour": tuple(COLOURS), "accent": tuple(COLOURS), "pattern": PATTERNS}
-STEPS = 12900
+STEPS = 15000
 THRESHOLD = 0.75
 PULL_MARGIN = 0.04
-PUSH_MARGIN = 0.19
+PUSH_MARGIN = 0.24
 TEMPERATURE = 0.07
 GROUPS_KEPT = 501  # one is drawn every fourth step; steps look at the last ones
 NAMING_UNTIL = 0.62  # share of the steps that learn the looks of single objects

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from pekit.sample.drawing import Instance, draw_scene, look_alike, random_instance
+from pekit.sample.drawing import PATTERNS, Instance, draw_scene, look_alike, random_instance
 from pekit.sample.train.scenes import SceneBank
 
 
@@ -24,7 +24,9 @@ class Group:
     instances: tuple[Instance, ...]
 
 
-def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_scenes: int = 8) -> Group:
+def draw_group(
+    seed: tuple[int, int], pool: str = "train", side: int = 320, n_scenes: int = 8, imitated: bool = True
+) -> Group:
     """Draws a few instances that are easily confused, several of them in each of a handful of scenes.
 
     Args:
@@ -32,13 +34,16 @@ def draw_group(seed: tuple[int, int], pool: str = "train", side: int = 320, n_sc
         pool: which instances may appear, one of `drawing.POOLS`.
         side: side of the squares, in px.
         n_scenes: how many scenes show the instances.
+        imitated: whether a close imitation, and another thing painted like that, are among the instances, in place of
+            one that is less alike and of an unrelated one.
     """
     rng = np.random.default_rng(seed)
     first = random_instance(rng, pool=pool)
     twin = look_alike(rng, first)
     painted = repaint(rng, first)
-    instances = [first, twin, look_alike(rng, first), painted, repaint(rng, twin), look_alike(rng, painted)]
-    instances += [random_instance(rng, pool=pool) for _ in range(2)]
+    other = imitate(rng, first) if imitated else look_alike(rng, first)
+    instances = [first, twin, other, painted, repaint(rng, twin), look_alike(rng, painted)]
+    instances += [repaint(rng, other) if imitated else random_instance(rng, pool=pool), random_instance(rng, pool=pool)]
     images, labels = [], []
     for _ in range(n_scenes):
         shown = rng.choice(len(instances), size=rng.integers(1, 5), replace=False)
@@ -66,6 +71,18 @@ def pair_of(bank: SceneBank, number: int) -> Group:
     shift[2 : 2 + len(second)] += len(first) - 1  # their main instance is the same; the others are further ones
     labels = np.stack([scenes[0].labels, shift[scenes[1].labels]])
     return Group(np.stack([scene.image for scene in scenes]), labels, (*first, *second))
+
+
+def imitate(rng: np.random.Generator, instance: Instance) -> Instance:
+    """A look-alike in the same two colours, either way round, that another pattern or the exchange tells apart."""
+    colours = (instance.colour, instance.accent)
+    alike = [
+        replace(instance, colour=colour, accent=accent, pattern=pattern)
+        for colour, accent in (colours, colours[::-1])
+        for pattern in PATTERNS
+    ]
+    alike = [other for other in alike if other != instance and other.pool == instance.pool]
+    return alike[rng.integers(len(alike))] if alike else look_alike(rng, instance)
 
 
 def repaint(rng: np.random.Generator, instance: Instance) -> Instance:
