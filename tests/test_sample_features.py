@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
-from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, mask_box
+from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, POOLS, mask_box, random_instance
 from pekit.sample.evaluate.features import PAIRS, evaluate
 from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, build_features, sine_positions
 from pekit.sample.train import features
 from pekit.sample.train.features import Batch, looks_loss, patch_tokens, region_loss, region_means
-from pekit.sample.train.groups import Group, draw_group
+from pekit.sample.train.groups import Group, draw_group, imitate
 from pekit.sample.train.regions import box_patches, half_box, jitter, scene_regions
 from pekit.sample.train.scenes import open_bank
 
@@ -154,6 +154,31 @@ def test_regions_know_what_they_hold() -> None:
             if share == 0:
                 assert number - 1 not in region.holds
         assert region.instance in (-1, *region.holds)
+
+
+def test_imitations_have_the_same_colours_and_look_otherwise() -> None:
+    rng = np.random.default_rng(5)
+    closest = 0
+    for pool in POOLS:
+        for _ in range(60):
+            one = random_instance(rng, pool=pool)
+            other = imitate(rng, one)
+            assert (other.category, other.pool) == (one.category, pool)
+            assert (other.colour, other.accent, other.pattern) != (one.colour, one.accent, one.pattern)
+            closest += {other.colour, other.accent} == {one.colour, one.accent} and other.proportions == one.proportions
+    assert closest > 140  # the small pools do not hold one for every instance
+
+
+def test_groups_to_learn_from_hold_close_imitations_and_those_to_measure_by_do_not() -> None:
+    held = {True: 0, False: 0}
+    for number in range(20):
+        for imitated in held:
+            first, *others = draw_group((3, number), side=56, n_scenes=1, imitated=imitated).instances
+            assert len(others) == 7
+            close = [one for one in others if one.proportions == first.proportions and one.category == first.category]
+            assert all({one.colour, one.accent} == {first.colour, first.accent} for one in close)
+            held[imitated] += len(close)
+    assert held == {True: 20, False: 0}
 
 
 def test_a_steps_batch_is_the_same_whoever_prepares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ _Record = TypeVar("_Record")
 
 log = logging.getLogger(__name__)
 
-SHOW_EVERY, SAVE_EVERY = 50, 100  # steps
+SHOW_EVERY, SAVE_EVERY = 25, 100  # steps
 
 
 @dataclass(frozen=True)

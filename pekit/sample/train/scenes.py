@@ -6,6 +6,7 @@ from it with cheap augmentation. Scenes come in pairs: scenes 2k and 2k+1 both s
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from pekit.sample.drawing import Instance, Scene, draw_scene, look_alike, mask_box, random_instance
+
+log = logging.getLogger(__name__)
 
 SIZE, DETAILED = 224, 320  # px; the latter for those that look from near
 N_SCENES = 12_000
@@ -84,6 +87,7 @@ def open_bank(work: Path, seed: int, n_scenes: int = N_SCENES, size: int = SIZE,
     if not folder.exists():
         partial = folder.with_suffix(f".partial-{os.getpid()}")
         partial.mkdir(parents=True)
+        log.info("drawing %d scenes of %d px, once for all trainings of this seed", n_scenes, size)
         try:
             _draw_bank(partial, seed, n_scenes, size, workers)
             partial.rename(folder)
