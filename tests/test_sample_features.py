@@ -227,7 +227,7 @@ def test_loss_counts_the_pairs_it_says() -> None:
     cosine = (unit @ unit.T).double().numpy()
     pulls = [np.log1p(np.exp(20 * (0.79 - cosine[i, j]))) / 20 for i, j in ((0, 1), (1, 0))]
     wrong = {0: [2], 1: [2], 2: [0, 1], 3: [0, 1, 2]}
-    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.56)) for j in js)) / 20 for i, js in wrong.items()]
+    pushes = [np.log1p(sum(np.exp(20 * (cosine[i, j] - 0.51)) for j in js)) / 20 for i, js in wrong.items()]
     ranks = [
         -np.log(np.exp(cosine[0, 1] / 0.07) / sum(np.exp(cosine[i, j] / 0.07) for j in (1 - i, 2))) for i in (0, 1)
     ]

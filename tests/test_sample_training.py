@@ -2,7 +2,9 @@
 
 import json
 import pickle
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from io import BytesIO
@@ -93,10 +95,10 @@ def test_a_part_goes_at_its_own_pace() -> None:
 def test_state_is_resumed(tmp_path: Path) -> None:
     layer, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     run = Run("masks", tmp_path, "cpu", 20, 7, 0)
-    assert load_state(run.state, {"layer": other}) == (0, 0.0)
+    assert load_state(run, {"layer": other}) == (0, 0.0)
     save_state(run, {"layer": layer}, 12, 3.5)
     assert run.state == tmp_path / "work" / "masks.pt"
-    assert load_state(run.state, {"layer": other}) == (12, 3.5)
+    assert load_state(run, {"layer": other}) == (12, 3.5)
     assert torch.equal(layer.weight, other.weight)
     with pytest.raises(UserError, match=r"has --seed 7, not 8: .*--out"):
         begin(replace(run, seed=8))
@@ -105,7 +107,7 @@ def test_state_is_resumed(tmp_path: Path) -> None:
     begin(replace(run, steps=12))
     for parts in ({"layer": torch.nn.Linear(3, 4)}, {"another": other}):
         with pytest.raises(UserError, match=r"built otherwise: .*--out"):
-            load_state(run.state, parts)
+            load_state(run, parts)
 
 
 class Squares(Dataset[int]):
@@ -113,6 +115,13 @@ class Squares(Dataset[int]):
 
     def __getitem__(self, step: int) -> int:
         return step * step
+
+
+class Grids(Dataset[dict[str, torch.Tensor]]):
+    """Batches of megabytes, their numbers not in the order of memory."""
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        return {"grid": torch.arange(step, step + 600_000).reshape(1000, 600).mT, "flag": torch.tensor(step == 1)}
 
 
 def test_steps_go_on_where_the_state_was_saved_and_show_their_means(
@@ -128,21 +137,47 @@ def test_steps_go_on_where_the_state_was_saved_and_show_their_means(
         figure = float("nan") if number % 2 else float(number)
         return {
             "number": torch.tensor(figure, requires_grad=True),
-            **({"first": torch.tensor(2.0)} if not number else {}),
+            **({"loss": torch.tensor(2.0)} if not number else {}),
         }
 
     caplog.set_level("INFO")
     stops_at = 130
     with pytest.raises(KeyboardInterrupt):
         take_steps(run, Squares(), {}, step)
-    assert load_state(run.state, {})[0] == 100
+    assert load_state(run, {})[0] == 100
     stops_at = -1
     take_steps(run, Squares(), {}, step)
     assert taken == [(number, number * number) for number in (*range(130), *range(100, 150))]
-    assert load_state(run.state, {})[0] == 150
+    assert load_state(run, {})[0] == 150
     shown = [record.getMessage().split(" s: ")[1] for record in caplog.records]
     means = [12, 37, 62, 87, 112, 112, 137]  # the steps from 100 to 124 were taken twice
-    assert shown == [f"number {mean:.3f}" + ", first 2.000" * (mean == 12) for mean in means]
+    assert shown == ["loss 2.000, " * (mean == 12) + f"number {mean:.3f}" for mean in means]
+
+
+def test_batches_come_from_workers_as_they_come_without(tmp_path: Path) -> None:
+    """Also in a container whose /dev/shm is full: they leave it alone."""
+    received = []
+    for workers, out in ((1, "one"), (0, "none")):
+        seen: list[dict[str, torch.Tensor]] = []
+        run = Run("masks", tmp_path / out, "cpu", 3, 7, workers)
+        with fewer_bytes_to_a_file(1_000_000) if workers else nullcontext():
+            take_steps(run, Grids(), {}, lambda number, batch, seen=seen: seen.append(batch) or {})
+        received.append(seen)
+    for ahead, alone, step in zip(*received, range(3), strict=True):
+        assert torch.equal(ahead["grid"], torch.arange(step, step + 600_000).reshape(1000, 600).mT)
+        assert torch.equal(ahead["grid"], alone["grid"]) and ahead["grid"].stride() == alone["grid"].stride()
+        assert ahead["flag"].item() is alone["flag"].item() is (step == 1)
+
+
+@contextmanager
+def fewer_bytes_to_a_file(most: int) -> Iterator[None]:
+    """As /dev/shm refuses more where it is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_tensors_are_moved_wherever_they_are(tmp_path: Path) -> None:
@@ -202,16 +237,16 @@ def test_figures_stand_in_the_record_and_on_the_card(tmp_path: Path) -> None:
     assert (record["minutes"], record["held_out"]) == (10, {"mean IoU": 0.8765, "misses": 0.5})
     assert (folder / "README.md").read_text() == (
         "# Card\n| mean IoU | 0.877 | at least 0.85 |\n| misses | 0.500 | at most 0.10 |\n"
-        "10 min, one processor core, shared with other work, 7, 30\n"
+        "10 min, one processor core, 7, 30\n"
     )
 
 
 def test_record_of_a_training_on_a_gpu_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "Some GPU"}.get)
-    folder = finished(Run("masks", tmp_path, "cuda:1", 30, 7, 0), "{minutes} min on {machine}", [], 60)
+    folder = finished(Run("masks", tmp_path, "cuda:1", 30, 7, 2), "{minutes} min on {machine}", [], 60)
     record = json.loads((folder / "training.json").read_text())
     assert record["command"].endswith("--steps 30 --seed 7 --device cuda:1") and record["machine"] == "Some GPU"
-    assert (folder / "README.md").read_text() == "1 min on Some GPU"
+    assert (folder / "README.md").read_text() == "1 min on Some GPU and 2 workers"
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_is_drawn(
@@ -293,7 +328,7 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
         (tmp_path / "kept.pt").rename(state)
     finally:
         torch.set_num_threads(threads)
-    assert load_state(state, {})[0] == 5
+    assert torch.load(state, weights_only=True)["step"] == 5
     after = AutoModel.from_pretrained(tmp_path / name).state_dict()
     changed = [key for key, weight in after.items() if not torch.equal(weight, before[key])]
     assert len(changed) > len(after) / 2

@@ -38,6 +38,38 @@ def test_ctrl_c_is_quiet_from_the_first_import_on(
     sys.modules.pop("a_script", None)
 
 
+HOLDS_BACK = """
+import os, signal, threading, time
+from multiprocessing import get_context
+from pekit.start import interrupts_held_back
+
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # as libraries have them: it holds nothing back
+worker = get_context("spawn").Process(target=time.sleep, args=(60,))
+try:
+    with interrupts_held_back():
+        worker.start()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        print("whole")
+    print("not reached")
+except KeyboardInterrupt:
+    print("told")
+os.kill(worker.pid, signal.SIGINT)
+worker.join(2)
+print(worker.exitcode)
+worker.kill()
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_ctrl_c_waits_while_processes_begin_and_they_never_hear_it() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", HOLDS_BACK], cwd=ROOT, env=script_environment(), capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["whole", "told", "None"]
+    assert result.returncode == -signal.SIGINT  # as before the block
+
+
 @pytest.mark.parametrize("script", ["extraction", "detection", "vqa"])
 def test_scripts_are_modules_too(script: str) -> None:
     code = f"import {script}, pekit.cli.{script} as own; assert {script}.main is own.main and {script}.build_parser"

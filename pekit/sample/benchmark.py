@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +22,7 @@ from pekit.files import write_atomically
 from pekit.records import UserError, counted
 from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
 from pekit.sample.questions import Truth, write_questions
+from pekit.start import interrupts_held_back
 
 POOL = "sample"
 TRUTH = "sample.json"
@@ -86,7 +85,7 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
     report = {}
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for name, photos in plans.items():
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)
             truth |= {photo.path: things for photo, things in zip(photos, drawn, strict=True)}
             report[name] = f"{counted(len(sets[name][0]), 'concept')}, {counted(len(photos), 'photo')}"
@@ -98,19 +97,6 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
 
 def _write_truth(out: Path, truth: Truth) -> None:
     write_atomically(out / TRUTH, json.dumps(truth, indent=1) + "\n")
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, and processes begun in it never hear it: it is the main one's to handle.
-
-    An initializer of the workers would be too late: Ctrl-C while they import prints their tracebacks.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _refuse_mixing(out: Path, planned: Set[str]) -> None:

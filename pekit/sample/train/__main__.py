@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default what the shipped checkpoint took.")
     parser.add_argument("--seed", type=natural, default=42, help="seed of the scenes, the weights and the order.")
-    cores = os.cpu_count() or 1
+    cores = min(8, os.cpu_count() or 1)  # each takes half a gigabyte
     parser.add_argument("--workers", type=natural, default=cores, help="processes that draw scenes and prepare steps.")
     return parser
 
@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last saved step", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        print(f"{error}: give fewer --workers if memory was short; the same command goes on", file=sys.stderr)
+        return 2
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(error, file=sys.stderr)
         return 2

@@ -308,7 +308,11 @@ class Steps(Dataset[Batch]):
 
 
 def train(run: Run) -> None:
-    """Trains the sample DINOv2 and writes model, image processor and training record."""
+    """Trains the sample DINOv2 and writes model, image processor and training record.
+
+    Raises:
+        UserError: as of `begin` and `take_steps`.
+    """
     begin(run)
     with TemporaryDirectory() as start:
         build_features(Path(start), run.seed)

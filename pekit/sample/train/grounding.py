@@ -67,7 +67,11 @@ class Steps(Dataset[Batch]):
 
 
 def train(run: Run) -> None:
-    """Trains the sample Grounding DINO and writes model, processor and training record."""
+    """Trains the sample Grounding DINO and writes model, processor and training record.
+
+    Raises:
+        UserError: as of `begin` and `take_steps`.
+    """
     begin(run)
     bank = open_bank(run.work, run.seed, workers=max(1, run.workers))
     processor = build_processor()
@@ -91,7 +95,7 @@ def train(run: Run) -> None:
     seconds = take_steps(run, Steps(bank, processor, run.seed, run.steps), parts, step)
     cast(GroundingDinoForObjectDetection, average.module).save_pretrained(run.folder)
     processor.save_pretrained(run.folder)
-    finish(run, evaluate, _CARD, seconds)
+    finish(run, evaluate, CARD, seconds)
 
 
 def make_batch(scenes: Sequence[StoredScene], prompts: Sequence[Prompt], processor: GroundingDinoProcessor) -> Batch:
@@ -129,7 +133,7 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY_SHARE * steps))
 
 
-_CARD = """# Sample Grounding DINO
+CARD = """# Sample Grounding DINO
 
 A `GroundingDinoForObjectDetection` of 1.2 million weights: ConvNeXt backbone, one-layer BERT, one encoder and two
 decoder layers, 48 queries, 128 px input. It was trained from scratch on scenes drawn by `pekit.sample.drawing`, with

@@ -74,7 +74,7 @@ def pair_of(bank: SceneBank, number: int) -> Group:
 
 
 def imitate(rng: np.random.Generator, instance: Instance) -> Instance:
-    """A look-alike in the same two colours, either way round, that another pattern or the exchange tells apart."""
+    """A look-alike of the same proportions and two colours, which another pattern or their exchange tells apart."""
     colours = (instance.colour, instance.accent)
     alike = [
         replace(instance, colour=colour, accent=accent, pattern=pattern)

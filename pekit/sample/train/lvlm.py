@@ -301,14 +301,14 @@ class Learner(nn.Module):
         answered = {name: first[numbers] for name, numbers in asked.items()}
         before, after = read.hidden_states[NAMING_LAYERS : NAMING_LAYERS + 2]
         unread, answered["read"] = self.tokens.words_loss((after - before)[rows, columns], answers_about(talks, views))
-        return loss + unread, {name: hits.double().mean() for name, hits in answered.items()}
+        return loss + unread, {name: hits.float().mean() for name, hits in answered.items()}
 
 
 def train(run: Run) -> None:
     """Trains the sample InternVL and writes model, processor and training record.
 
     Raises:
-        UserError: the folder of the model folders holds no trained features.
+        UserError: the folder of the model folders holds no trained features, or as of `begin` and `take_steps`.
     """
     features = run.out / "features"
     if not (features / "config.json").is_file():
@@ -348,7 +348,7 @@ def train(run: Run) -> None:
     learner.model.load_state_dict(average.module.state_dict())
     build_lvlm(run.folder, run.seed)  # for all but the weights
     learner.model.save_pretrained(run.folder)
-    finish(run, evaluate, _CARD, seconds)
+    finish(run, evaluate, CARD, seconds)
 
 
 def start_tower(tower: InternVLVisionModel, features: Path, pictures: Tensor) -> None:
@@ -412,7 +412,7 @@ def step_loss(
     return told + 0.2 * seen, right | answered
 
 
-_CARD = """# Sample LVLM
+CARD = """# Sample LVLM
 
 An `InternVLForConditionalGeneration` of 2.4 million weights: a vision tower of six layers at 448 px, 256 image tokens,
 a Qwen2 text model of six layers, a tokenizer that knows the sample's own words and spells the rest. The tower started

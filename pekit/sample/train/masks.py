@@ -144,7 +144,11 @@ class Steps(Dataset[Batch]):
 
 
 def train(run: Run) -> None:
-    """Trains the sample SAM and writes model, processor and training record."""
+    """Trains the sample SAM and writes model, processor and training record.
+
+    Raises:
+        UserError: as of `begin` and `take_steps`.
+    """
     begin(run)
     bank = open_bank(run.work, run.seed, size=DETAILED, workers=max(1, run.workers))
     with TemporaryDirectory() as start:

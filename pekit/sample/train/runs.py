@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pekit.files import replacing
-from pekit.records import UserError
+from pekit.records import UserError, counted
 from pekit.sample.evaluate import Row
+from pekit.start import interrupts_held_back
 
 _Record = TypeVar("_Record")
 
@@ -37,7 +38,7 @@ class Run:
         device: torch device to train on.
         steps: optimiser steps in all.
         seed: of scenes, weights and order.
-        workers: processes that draw scenes and prepare batches; 0 for this one alone.
+        workers: processes that prepare batches, 0 for this one alone, and draw scenes, at least one.
     """
 
     model: str
@@ -94,7 +95,7 @@ def take_steps(
 
     Args:
         run: which training.
-        batches: by step; a batch depends on its step alone. Worker processes prepare them ahead.
+        batches: by step; a batch depends on nothing that was prepared before it. Worker processes prepare them ahead.
         parts: whatever has a `state_dict`, by name: models, averages, optimisers.
         step: takes a step with a batch, which it is to bring to the device itself; returns scalars to show. They are
             read from the device when they are shown: until then nothing waits for it.
@@ -103,27 +104,32 @@ def take_steps(
         Seconds spent, earlier parts of the run included.
 
     Raises:
-        UserError: the run was begun by another version.
+        UserError: the state is of a model built otherwise.
     """
-    first, seconds = load_state(run.state, parts)
+    first, seconds = load_state(run, parts)
     began = time.monotonic() - seconds
+    workers = min(run.workers, run.steps - first)
     prepared = DataLoader(
-        batches,
+        _Sent(batches),
         batch_size=None,
         sampler=range(first, run.steps),
-        num_workers=run.workers,
+        num_workers=workers,
         # Forking a process that has run torch operations can hang in the child, so the workers start afresh.
-        multiprocessing_context="spawn" if run.workers else None,
+        multiprocessing_context="spawn" if workers else None,
     )
+    with interrupts_held_back():
+        received = iter(prepared)
     shown: dict[str, list[Tensor]] = {}
-    for number, batch in enumerate(prepared, first):
-        for name, value in step(number, batch).items():
+    for number, batch in enumerate(received, first):
+        for name, value in step(number, _mapped(batch, _Array, lambda sent: torch.from_numpy(sent.numbers))).items():
             shown.setdefault(name, []).append(value.detach())
         done, passed = number + 1, time.monotonic() - began
         if done % SHOW_EVERY == 0 or done == run.steps:
             means = {name: np.nanmean(torch.stack(values).tolist()) for name, values in shown.items()}
-            figures = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-            log.info("step %d of %d, %.0f s: %s", done, run.steps, passed, figures)
+            figures = ", ".join(
+                f"{name} {means[name]:.3f}" for name in sorted(means, key=lambda name: (name != "loss", name))
+            )
+            log.info("%s, step %d of %d, %.0f s: %s", run.model, done, run.steps, passed, figures)
             shown = {}
         if done % SAVE_EVERY == 0 or done == run.steps:
             save_state(run, parts, done, passed)
@@ -132,42 +138,65 @@ def take_steps(
 
 def moved(record: _Record, device: str | torch.device) -> _Record:
     """A copy of a dataclass with its tensors, also those of dictionaries and dataclasses in it, on a torch device."""
-
-    def there(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {name: there(part) for name, part in value.items()}
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{field.name: there(getattr(value, field.name)) for field in fields(value)})
-        return value
-
-    result: _Record = there(record)
+    result: _Record = _mapped(record, Tensor, lambda tensor: tensor.to(device))
     return result
 
 
-def load_state(path: Path, parts: Mapping[str, Any]) -> tuple[int, float]:
-    """Fills models, optimiser and schedule from the last saved state of a run.
+@dataclass(frozen=True)
+class _Array:
+    """A tensor's numbers on their way from a worker, through a pipe.
+
+    Tensors would go through /dev/shm, which is small in containers, and loses a batch without a word where it is full.
+    """
+
+    numbers: np.ndarray
+
+
+class _Sent(Dataset[Any]):
+    """Batches in the form in which workers send them."""
+
+    def __init__(self, batches: Dataset[Any]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> Any:
+        # Contiguous, as they arrive: convolutions of other layouts round otherwise, with workers or without.
+        return _mapped(self._batches[step], Tensor, lambda tensor: _Array(tensor.contiguous().numpy()))
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A copy with everything of a kind changed, in dictionaries and dataclasses, too."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _mapped(part, kind, change) for name, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _mapped(getattr(value, field.name), kind, change) for field in fields(value)}
+        return replace(value, **parts)
+    return value
+
+
+def load_state(run: Run, parts: Mapping[str, Any]) -> tuple[int, float]:
+    """Fills models, optimiser and schedule from the last saved state of a run; where there is none nothing changes.
 
     Args:
-        path: state file; when it is missing nothing changes.
+        run: which training.
         parts: whatever has a `state_dict`, by name.
 
     Returns:
         Steps done and seconds spent, both 0 at the start of a run.
 
     Raises:
-        UserError: the run was begun by another version.
+        UserError: the state is of a model built otherwise.
     """
-    if not path.exists():
+    if not run.state.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = torch.load(run.state, weights_only=True, map_location="cpu")
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError):
-        mend = f"go on with the version that began it, or {_anew(path)}"
-        raise UserError(f"{path} is of a model built otherwise: {mend}") from None
+        mend = f"go on with the version that began it, or {_anew(run.state)}"
+        raise UserError(f"{run.state} is of a model built otherwise: {mend}") from None
     return state["step"], state["seconds"]
 
 
@@ -201,15 +230,21 @@ def finish(run: Run, evaluate: Callable[..., Sequence[Row]], card: str, seconds:
     """
     _halve(run.folder)
     rows = evaluate(run.folder, device=run.device)
-    on_gpu = run.device.startswith("cuda")
-    processor = torch.cuda.get_device_name(run.device) if on_gpu else "one processor core, shared with other work"
+    cores = f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread"
+    machine, processor = cores, "one processor core"
+    if run.device != "cpu":
+        on_cuda = run.device.startswith("cuda")
+        machine = processor = torch.cuda.get_device_name(run.device) if on_cuda else f"{run.device} of {cores}"
+    if run.workers:
+        processor += f" and {counted(run.workers, 'worker')}"
     command = f"python -m pekit.sample.train {run.model} --out DIR --steps {run.steps} --seed {run.seed}"
     record = {
         "command": command if run.device == "cpu" else f"{command} --device {run.device}",
         "seed": run.seed,
         "steps": run.steps,
         "minutes": round(seconds / 60, 1),
-        "machine": processor if on_gpu else f"{platform.machine()}, {os.cpu_count()} cores, 1 training thread",
+        "machine": machine,
+        "workers": run.workers,
         "torch": torch.__version__,
         "held_out": {row.asked: round(row.value, 4) for row in rows},
     }

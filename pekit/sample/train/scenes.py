@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pekit.sample.drawing import Instance, Scene, draw_scene, look_alike, mask_box, random_instance
+from pekit.start import interrupts_held_back
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def open_bank(work: Path, seed: int, n_scenes: int = N_SCENES, size: int = SIZE,
     if not folder.exists():
         partial = folder.with_suffix(f".partial-{os.getpid()}")
         partial.mkdir(parents=True)
-        log.info("drawing %d scenes of %d px, once for all trainings of this seed", n_scenes, size)
+        log.info("drawing %d scenes of %d px, which stay in %s for other runs of this seed", n_scenes, size, work)
         try:
             _draw_bank(partial, seed, n_scenes, size, workers)
             partial.rename(folder)
@@ -200,7 +201,9 @@ def _draw_bank(folder: Path, seed: int, n_scenes: int, size: int, workers: int) 
     chunks = [(folder, seed, start, min(start + _CHUNK, n_scenes), size) for start in range(0, n_scenes, _CHUNK)]
     # Forking a process that has run torch operations can hang in the child, so the workers start afresh.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-        records = [record for chunk in executor.map(_draw_chunk, chunks) for record in chunk]
+        with interrupts_held_back():
+            drawn = executor.map(_draw_chunk, chunks)
+        records = [record for chunk in drawn for record in chunk]
     (folder / "objects.json").write_text(json.dumps(records))
 
 
