@@ -36,13 +36,13 @@ from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
 from pekit.sample.train.scenes import DETAILED, SceneBank, open_bank
 
 LOOKS = {"category": CATEGORIES, "colour": tuple(COLOURS), "accent": tuple(COLOURS), "pattern": PATTERNS}
-STEPS = 15000
+STEPS = 19000
 THRESHOLD = 0.75
 PULL_MARGIN = 0.04
 PUSH_MARGIN = 0.24
 TEMPERATURE = 0.07
 GROUPS_KEPT = 501  # one is drawn every fourth step; steps look at the last ones
-NAMING_UNTIL = 0.62  # share of the steps that learn the looks of single objects
+NAMING_UNTIL = 0.42  # share of the steps that learn the looks of single objects
 PAIRS_SHARE = 0.25  # of the other steps see many instances, two scenes of each; the rest few, confusable ones, often
 
 
@@ -246,7 +246,7 @@ def region_loss(unit: torch.Tensor, batch: Batch) -> torch.Tensor:
     scaled = (cosine / TEMPERATURE).masked_fill(~(same | different), -torch.inf)
     named = same.any(dim=1)
     rank = scaled[named].logsumexp(1) - (scaled[named].masked_fill(~same[named], 0).sum(1) / same[named].sum(1))
-    return 8 * pull + 3 * push + 0.25 * rank.mean()
+    return 8 * pull + 4 * push + 0.25 * rank.mean()
 
 
 def stage(rng: np.random.Generator) -> tuple[int, float | None, int]:

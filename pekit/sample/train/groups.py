@@ -34,8 +34,8 @@ def draw_group(
         pool: which instances may appear, one of `drawing.POOLS`.
         side: side of the squares, in px.
         n_scenes: how many scenes show the instances.
-        imitated: whether a close imitation, and another thing painted like that, are among the instances, in place of
-            one that is less alike and of an unrelated one.
+        imitated: whether two close imitations, and a thing painted like one of them, are among the instances, in place
+            of one that is less alike and of two unrelated ones.
     """
     rng = np.random.default_rng(seed)
     first = random_instance(rng, pool=pool)
@@ -43,7 +43,10 @@ def draw_group(
     painted = repaint(rng, first)
     other = imitate(rng, first) if imitated else look_alike(rng, first)
     instances = [first, twin, other, painted, repaint(rng, twin), look_alike(rng, painted)]
-    instances += [repaint(rng, other) if imitated else random_instance(rng, pool=pool), random_instance(rng, pool=pool)]
+    if imitated:
+        instances += [repaint(rng, other), imitate(rng, painted)]
+    else:
+        instances += [random_instance(rng, pool=pool) for _ in range(2)]
     images, labels = [], []
     for _ in range(n_scenes):
         shown = rng.choice(len(instances), size=rng.integers(1, 5), replace=False)
