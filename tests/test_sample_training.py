@@ -216,6 +216,7 @@ def test_weights_are_halved_and_compute_in_single_precision(tmp_path: Path) -> N
     size = (run.folder / "model.safetensors").stat().st_size
     finish(run, lambda folder, device: [], "", 1)
     assert (run.folder / "model.safetensors").stat().st_size < 0.55 * size
+    assert len({file.stat().st_mode for file in run.folder.iterdir()}) == 1
     for name, weight in AutoModel.from_pretrained(run.folder).state_dict().items():
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, before[name].half().float(), rtol=0, atol=0)
@@ -224,6 +225,7 @@ def test_weights_are_halved_and_compute_in_single_precision(tmp_path: Path) -> N
 def finished(run: Run, card: str, rows: Sequence[Row], seconds: float) -> Path:
     run.folder.mkdir()
     save_file({"weight": torch.zeros(1)}, run.folder / "model.safetensors")
+    (run.folder / "config.json").touch()
     finish(run, lambda folder, device: rows, card, seconds)
     return run.folder
 

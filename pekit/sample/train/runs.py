@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -264,7 +265,8 @@ def _halve(folder: Path) -> None:
     The configuration keeps saying float32, so `from_pretrained` computes in 32 bits as before.
 
     Args:
-        folder: holds model.safetensors.
+        folder: of the model.
     """
     path = folder / "model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", path)  # safetensors lets nobody but the owner read what it writes
