@@ -182,7 +182,7 @@ def fewer_bytes_to_a_file(most: int) -> Iterator[None]:
 
 def test_tensors_are_moved_wherever_they_are(tmp_path: Path) -> None:
     inner = Row("SAM", "kept as it is", 0.5, 0.5, True, 1)
-    steps = Steps(open_bank(tmp_path, 3, n_scenes=10, size=160, workers=1), build_processor(), 3, 10)
+    steps = Steps(open_bank(tmp_path, 3, n_scenes=10, size=160, workers=0), build_processor(), 3, 10)
     batch = moved(steps[9], "meta")
     tensors = [batch.pixels, *batch.tokens.values(), *vars(batch.targets).values()]
     assert len(tensors) == 8 and {tensor.device.type for tensor in tensors} == {"meta"}

@@ -321,7 +321,7 @@ def train(run: Run) -> None:
     head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS.values()))).to(run.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimisers = Optimisers(model, head.parameters())
-    bank = open_bank(run.work, run.seed, size=DETAILED, workers=max(1, run.workers))
+    bank = open_bank(run.work, run.seed, size=DETAILED, workers=run.workers)
 
     def step(number: int, prepared: Batch) -> dict[str, torch.Tensor]:
         batch = moved(prepared, run.device)

@@ -73,7 +73,7 @@ def train(run: Run) -> None:
         UserError: as of `begin` and `take_steps`.
     """
     begin(run)
-    bank = open_bank(run.work, run.seed, workers=max(1, run.workers))
+    bank = open_bank(run.work, run.seed, workers=run.workers)
     processor = build_processor()
     model = build_model(run.seed).train()
     model.to(torch.device(run.device))

@@ -150,7 +150,7 @@ def train(run: Run) -> None:
         UserError: as of `begin` and `take_steps`.
     """
     begin(run)
-    bank = open_bank(run.work, run.seed, size=DETAILED, workers=max(1, run.workers))
+    bank = open_bank(run.work, run.seed, size=DETAILED, workers=run.workers)
     with TemporaryDirectory() as start:
         build_masks(Path(start), run.seed)
         model: torch.nn.Module = SamModel.from_pretrained(start)

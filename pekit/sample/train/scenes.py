@@ -76,7 +76,7 @@ def open_bank(work: Path, seed: int, n_scenes: int = N_SCENES, size: int = SIZE,
         seed: scene i depends on the seed and i alone, so a larger bank begins with the smaller one.
         n_scenes: even number of scenes.
         size: side of the square scenes in px.
-        workers: processes that draw.
+        workers: processes that draw; one for 0, too.
 
     Returns:
         The bank, its arrays mapped from disk.
@@ -90,7 +90,7 @@ def open_bank(work: Path, seed: int, n_scenes: int = N_SCENES, size: int = SIZE,
         partial.mkdir(parents=True)
         log.info("drawing %d scenes of %d px, which stay in %s for other runs of this seed", n_scenes, size, work)
         try:
-            _draw_bank(partial, seed, n_scenes, size, workers)
+            _draw_bank(partial, seed, n_scenes, size, max(1, workers))
             partial.rename(folder)
         except OSError:  # another training may have been faster; its bank is the same
             if not folder.exists():
