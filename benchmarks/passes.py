@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks.measuring import in_turn, parser, report, start
 from benchmarks.published import build
-from pekit.cli import ModelSettings
 from pekit.features import normalised
 from pekit.pipeline import Recognizer
+from pekit.records import ModelSettings
 
 MODELS = ("Grounding DINO", "DINOv2")
 BASE = "paper, float32"

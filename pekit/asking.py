@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
-from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import open_image
 from pekit.files import digest_if_readable, fitting, naming
 from pekit.gallery import identity, load_gallery
@@ -31,7 +30,7 @@ from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.parallel import Shard, agree, gather, joined
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, QuestionFile
-from pekit.records import Concept, Detection, Gallery, Photo, PhotoError, UserError
+from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, PhotoError, UserError
 from pekit.retrieval import locate
 from pekit.vqa_results import ANSWERS, SUMMARY, TEXT
 from pekit.vqa_runs import (
@@ -198,7 +197,8 @@ def locate_concepts(
     loading: LoadingSettings,
     shard: Shard,
 ) -> dict[Path, list[Detection]]:
-    """The best region of each concept of the gallery in each photo, looked for once per photo, by one of the processes.
+    """The best region in each photo of each concept asked about there, and where the task outlines others of each of
+    the gallery; looked for once per photo, by one of the processes.
 
     Returns:
         Photo -> regions, best first; a photo that cannot be read has none.
@@ -209,8 +209,15 @@ def locate_concepts(
     from pekit.pipeline import Recognizer, match_photos
 
     agree(identity(gallery), "the views", shard)
-    names = {item.question.photo: item.question.photo_name for item in items if item.question.photo}
+    about: dict[Path, dict[str, None]] = {}  # photo -> concepts, each once
+    names: dict[Path, str] = {}
+    for question in (item.question for item in items):
+        if question.photo:
+            names[question.photo] = question.photo_name
+            about.setdefault(question.photo, {}).update(dict.fromkeys(question.concepts))
     photos = shard.share([Photo(path, name) for path, name in names.items()])
+    column = {key: place for place, key in enumerate(gallery.keys)}
+    others = TASKS[settings.task].others
     least = -math.inf if settings.detect_thresh is None else settings.detect_thresh
     located: dict[Path, list[Detection]] = {}
     recognizer = Recognizer(models, ground=True) if photos else None
@@ -218,10 +225,9 @@ def locate_concepts(
     for matches in tqdm(matched, total=len(photos), desc="locating", unit="photo"):
         if matches.error:
             log.error("%s", matches.error)
-        found = (
-            locate(matches.best, matches.boxes_xyxy, column, key, models.size)
-            for column, key in enumerate(gallery.keys)
-        )
+        # a region of each of a thousand concepts would take more room than what the questions need
+        wanted = gallery.keys if others else [key for key in about[matches.photo.path] if key in column]
+        found = (locate(matches.best, matches.boxes_xyxy, column[key], key, models.size) for key in wanted)
         regions = [detection for detection in found if detection and detection.score > least]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
     del recognizer, matched  # the LVLM needs their room

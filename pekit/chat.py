@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from queue import SimpleQueue
@@ -22,6 +24,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 OPENAI_HOST = "api.openai.com"
+# Variables from which its library takes headers of every request: they may hold secrets, as its key is one.
+HEADER_VARIABLES = ("OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 NO_KEY = "none"  # sent to servers that want none
 LONGEST_WAIT = 60.0
 HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
@@ -120,8 +124,21 @@ def host_of(url: str) -> str:
     return host if written else ""
 
 
+@contextmanager
+def _unset(variables: Iterable[str]) -> Iterator[None]:
+    """An environment without these variables."""
+    held = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
 class Chat:
     """Asks a model on a server; may be used from several threads at once.
+
+    Headers that the environment holds for OpenAI go to its own address, and to one that the environment names beside
+    them (``OPENAI_BASE_URL``).
 
     Args:
         endpoint: which.
@@ -133,13 +150,16 @@ class Chat:
 
         self._endpoint, self._patience = endpoint, patience
         options: dict[str, Any] = {"api_key": endpoint.key, "max_retries": 0, "timeout": patience.timeout}
+        address = endpoint.base_url or f"https://{OPENAI_HOST}/v1"
+        meant = host_of(address) == OPENAI_HOST or endpoint.url_option == "OPENAI_BASE_URL"
         try:
-            if endpoint.kind == "azure":
-                self._client: Any = openai.AzureOpenAI(
-                    azure_endpoint=endpoint.base_url, api_version=endpoint.api_version, **options
-                )
-            else:
-                self._client = openai.OpenAI(base_url=endpoint.base_url or "https://api.openai.com/v1", **options)
+            with nullcontext() if meant else _unset(HEADER_VARIABLES):
+                if endpoint.kind == "azure":
+                    self._client: Any = openai.AzureOpenAI(
+                        azure_endpoint=address, api_version=endpoint.api_version, **options
+                    )
+                else:
+                    self._client = openai.OpenAI(base_url=address, **options)
             str(self._client.default_headers).encode("ascii")  # the organisation's name is one of them
         except Exception as error:  # a missing package, letters, a file, a proxy's address
             # The HTTP library has a class of its own for addresses, and quotes what may be a piece of a password.
@@ -147,7 +167,7 @@ class Chat:
             why = f"{type(error).__name__}{f': {error}' if known else ''}"
             raise UserError(
                 f"{endpoint.option} cannot be reached with this environment ({why}): check "
-                "ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+                f"ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, {', '.join(HEADER_VARIABLES)}"
             ) from None
         self._stopped = threading.Event()
         self._refused: set[str] = set()  # parameters that this model does not take

@@ -41,6 +41,8 @@ SPLITS = {
     "test": ("test", "Validation"),
     "validation": ("validation", "val"),
 }
+POSITIVE = "Positive"  # parts of This-is-My-Img's test photos
+NEGATIVE_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
 MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the concepts
 DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
 
@@ -89,6 +91,7 @@ def concept_of_folder(dataset: str, folder: str) -> Concept:
     return Concept(folder, prompt, name)
 
 
+@cache  # question files name the same concepts again and again
 def folded(name: str) -> str:
     """A name without what does not tell names apart: case, ``_``, apostrophes, forms of accented letters."""
     name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
@@ -333,7 +336,7 @@ class Unit:
 
 def positive_part(dataset: str, multi_concept: bool, split: str) -> str | None:
     """The part of a split whose photos show the concepts of their folders; None where the split has no parts."""
-    return "Positive" if dataset == "this-is-my" and not multi_concept and split != "train" else None
+    return POSITIVE if dataset == "this-is-my" and not multi_concept and split != "train" else None
 
 
 def query_photos(

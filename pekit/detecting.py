@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from pekit import results
-from pekit.cli import LoadingSettings, ModelSettings
 from pekit.datasets import Unit, open_image
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.files import fitting, naming
@@ -27,7 +26,7 @@ from pekit.hub import identify, versions
 from pekit.parallel import Shard, agree, first, gather
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
-from pekit.records import Concept, Detection, Gallery, Photo, UserError, counted
+from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError, counted
 from pekit.retrieval import detect
 from pekit.views import read_manifest
 
@@ -260,15 +259,13 @@ def _record(matches: Matches, gallery: Gallery, settings: DetectionSettings, siz
         str(t): detect(matches.best, matches.boxes_xyxy, gallery.keys, t, size, settings.box_overlap_thresh)
         for t in settings.thresholds
     }
-    return results.plain(
-        {
-            "photo": matches.photo.name,
-            "labels": matches.photo.concepts,
-            "detections": {t: [detection.as_json() for detection in own] for t, own in found.items()},
-            "similarities": {gallery.keys[c]: matches.best.nearest[c] for c in nearest},
-            "error": matches.error,
-        }
-    )
+    return {
+        "photo": matches.photo.name,
+        "labels": matches.photo.concepts,
+        "detections": {t: [detection.as_json() for detection in own] for t, own in found.items()},
+        "similarities": {gallery.keys[c]: matches.best.nearest[c] for c in nearest},
+        "error": matches.error,
+    }
 
 
 def _outcome(record: dict) -> dict:

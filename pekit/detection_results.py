@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pekit import metrics, results
-from pekit.datasets import Unit
+from pekit.datasets import NEGATIVE_SPLITS, Unit
 from pekit.records import Photo, counted
-
-INVERTED_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _finish(
     )
     detected = [set(keys) for keys in found_keys]
     truth, found = _tables(photos, detected, units, settings.multi_concept)
-    inverted = settings.test_split in INVERTED_SPLITS
+    inverted = settings.test_split in NEGATIVE_SPLITS
     measured = metrics.recognition_metrics(truth, found, inverted)
     of_unit, of_mean = metrics.bootstrap_intervals(truth, found, inverted, settings.seed)
     means = metrics.means(measured.values)
@@ -195,7 +193,7 @@ def _table(
     titles = [name.replace("_", " ").replace("neg ", "neg. ") for name in names]
     width = max([len(unit.name) for unit in units] + [len("mean without NaN")])
     lines = [f"{settings.name}, {settings.variation}, threshold {threshold}, {counted(photos, 'photo')}"]
-    if settings.test_split in INVERTED_SPLITS:
+    if settings.test_split in NEGATIVE_SPLITS:
         lines[0] += " (each value is 1 - x)"
     lines.append("  ".join([f"{'':{width}}", *(f"{title:>14}" for title in titles), "   gt  detected  correct"]))
     for u, unit in enumerate(units):

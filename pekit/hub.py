@@ -7,9 +7,8 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,12 +16,10 @@ import transformers
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.hub import cached_file, extract_commit_hash, get_checkpoint_shard_files
 
-from pekit.cli import ModelSettings
-from pekit.records import UserError
+from pekit.records import ModelSettings, UserError, reason
 
 log = logging.getLogger(__name__)
 downloads_are_shown = not are_progress_bars_disabled()
@@ -37,33 +34,12 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 EDGE_BYTES = 1 << 20
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError)
 # role in recognition -> the option that names the checkpoint, the architectures that fit
 ROLES = {
     "grounding": ("--grounding_model", ("grounding-dino", "mm-grounding-dino")),
     "masks": ("--sam_model", ("sam",)),
     "features": ("--dino_model", ("dinov2", "dinov2_with_registers")),
 }
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a checkpoint comes from.
-
-    Attributes:
-        source: what the option said: hub id, ``id@revision`` or a folder.
-        name: the part that ``from_pretrained`` takes.
-        revision: the commit it resolved to, None for a folder.
-        fingerprint: digest of configuration and weight files, the same for a hub checkpoint and a local copy of it.
-    """
-
-    source: str
-    name: str
-    revision: str | None
-    fingerprint: str
-
-    def as_json(self) -> dict:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -95,13 +71,25 @@ class Checkpoint:
         with _explained(self.option, self.source):
             return auto_class.from_pretrained(self.name, revision=self.revision or "main", **options)
 
-    def described(self) -> ModelSource:
-        """Name, revision and fingerprint; the hub's weights are fetched first where they are not on disk."""
+    def described(self) -> dict:
+        """What records say of it; the hub's weights are fetched first where they are not on disk.
+
+        Returns:
+            source: what the option said: hub id, ``id@revision`` or a folder.
+            name: the part that ``from_pretrained`` takes.
+            revision: the commit it resolved to, None for a folder.
+            fingerprint: digest of configuration and weight files, the same for a hub checkpoint and a local copy of it.
+        """
         with _explained(self.option, self.source):
             folder = Path(self.name)
             if not folder.is_dir():
                 folder = _fetched(self.name, self.revision or "main")
-        return ModelSource(self.source, self.name, self.revision, fingerprint(folder))
+        return {
+            "source": self.source,
+            "name": self.name,
+            "revision": self.revision,
+            "fingerprint": fingerprint(folder),
+        }
 
 
 def split_source(source: str, option: str) -> tuple[str, str]:
@@ -139,18 +127,20 @@ def find_checkpoint(source: str, option: str, model_types: tuple[str, ...] = (),
         if not local:
             _ask_once(name, revision or "main")
         config = AutoConfig.from_pretrained(name, revision=revision or "main", **options)
+        # the folder it lies in, in the hub's cache, is named after the commit
+        file = None if local else cached_file(name, "config.json", revision=revision or "main")
     if model_types and config.model_type not in model_types:
         raise UserError(
             f"{option} {source} is a {config.model_type} model; this option takes {' or '.join(model_types)}"
         )
-    commit = None if local else getattr(config, "_commit_hash", None) or revision or None
+    commit = extract_commit_hash(file, None) or revision or None
     return Checkpoint(option, source, name, commit, config)
 
 
 def identify(models: ModelSettings, ground: bool, segment: bool) -> dict[str, dict]:
     """Role -> source, revision and fingerprint of the recognition checkpoints, without loading them."""
     roles = ["features"] + ["grounding"] * ground + ["masks"] * segment
-    return {role: find_checkpoint(getattr(models, role), *ROLES[role]).described().as_json() for role in roles}
+    return {role: find_checkpoint(getattr(models, role), *ROLES[role]).described() for role in roles}
 
 
 @contextmanager
@@ -158,20 +148,23 @@ def _explained(option: str, source: str) -> Iterator[None]:
     """Turn the library's errors about missing or damaged checkpoints into one sentence with the mend."""
     try:
         yield
-    except LOADING_ERRORS as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # each library has errors of its own, and so has a checkpoint's own code
+        if is_out_of_memory(error) or isinstance(error, MemoryError):
             raise
         if "trust_remote_code" in str(error):
             mend = (
-                "it is in the format of its own code: take its port to transformers' classes (of InternVL "
-                "OpenGVLab/InternVL3-…-hf), or for vqa.py one whose code may run, with --trust_remote_code"
+                "it is in the format of its own code: take the version that was converted for transformers (of "
+                "InternVL OpenGVLab/InternVL3-…-hf), or for vqa.py let its code run, with --trust_remote_code"
             )
+        elif isinstance(error, ImportError):
+            mend = "install what it needs, or take another checkpoint"
+        elif "gated repo" in str(error):
+            mend = "accept its terms on its page at the hub, and log in here with: hf auth login"
         elif Path(source).expanduser().is_dir():
             mend = "check that the folder is complete"
         else:
             mend = "check the id and the network, or download it where there is one and give the folder"
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{option} {source} cannot be loaded ({reason}): {mend}") from error
+        raise UserError(f"{option} {source} cannot be loaded ({reason(error)}): {mend}") from error
 
 
 def _ask_once(name: str, revision: str) -> None:

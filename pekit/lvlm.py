@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from pekit.chat import NO_KEY, OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
-from pekit.records import UserError, counted
+from pekit.records import UserError, counted, reason
 
 log = logging.getLogger(__name__)
 
@@ -165,16 +165,26 @@ class LocalLvlm(Lvlm):
         self._processor = self._checkpoint.part(AutoProcessor, **self._trust)
         if not hasattr(self._processor, "image_processor"):  # of a language model it is a tokenizer
             raise UserError(f"--vlm_model {settings.source} takes no images: give a vision-language model")
-        if not getattr(self._processor, "chat_template", None):
+        # older fine-tunes have it with the tokenizer alone
+        own_template = getattr(self._processor, "chat_template", None)
+        self._processor.chat_template = own_template or self._processor.tokenizer.chat_template
+        if not self._processor.chat_template:
             raise UserError(f"--vlm_model {settings.source} has no chat template: give an instruction-tuned model")
-        self._slow_images()
+        self._pillow_images()
         self._processor.tokenizer.padding_side = "left"
         if self._processor.tokenizer.pad_token is None:
             self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
         self._style = settings.prompt_style or ("released" if "internvl" in found.config.model_type else "plain")
-        self._line_break = "" if self._template_breaks_line() else "\n"
         self._batch_size, self._settings = settings.batch_size or 8, settings
         self._model: Any = None
+        try:  # what does not go together is told before photos are searched and weights are read
+            self._line_break = "" if self._template_breaks_line() else "\n"
+            self._inputs([Request(None, Image.new("RGB", (64, 64)), "?")])
+        except Exception as error:  # templates and processors are the checkpoint's own, with errors of every kind
+            raise UserError(
+                f"--vlm_model {settings.source}: its processor and chat template do not take a photo with a text "
+                f"({reason(error)}): give a complete vision-language model that is tuned for chat"
+            ) from error
 
     def load(self) -> None:
         """Read the weights.
@@ -195,15 +205,19 @@ class LocalLvlm(Lvlm):
         # What else a checkpoint's generation_config.json asks for, such as a penalty on words said before, would make
         # other than the likeliest word win; generate() falls back on it for all that is not spelled out.
         if own := getattr(self._model, "generation_config", None):  # a checkpoint's own code may do without
-            self._model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in TOKEN_IDS})
+            ids = {name: getattr(own, name) for name in TOKEN_IDS}
+            ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
+            # where there is no such file, the end of a text may be known and that of a turn not
+            ids["eos_token_id"] = sorted({*ends, self._processor.tokenizer.eos_token_id} - {None})
+            self._model.generation_config = GenerationConfig(**ids)
 
-    def _slow_images(self) -> None:
+    def _pillow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""
         from transformers import AutoImageProcessor
 
         try:
             self._processor.image_processor = self._checkpoint.part(AutoImageProcessor, backend="pil", **self._trust)
-        except (ImportError, UserError):
+        except UserError:
             log.warning("%s has no Pillow image processor: using its own", self._checkpoint.source)
 
     def _template_breaks_line(self) -> bool:
@@ -212,7 +226,7 @@ class LocalLvlm(Lvlm):
         return "\n@" in text
 
     def describe(self) -> dict:
-        source = self._checkpoint.described().as_json()
+        source = self._checkpoint.described()
         return {**source, "dtype": str(self._model.dtype).removeprefix("torch."), "prompt_style": self._style}
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
@@ -224,9 +238,16 @@ class LocalLvlm(Lvlm):
         while batch := list(islice(waiting, self._batch_size)):
             while batch:
                 piece, started = batch[: self._batch_size], time.perf_counter()
-                texts: list[str] | None = None
+                texts: list[str] | list[None] | None = None
+                why = ""
                 try:
-                    texts = self._generate(piece)
+                    try:
+                        texts = self._generate(piece)
+                    except ValueError:  # whose question or photo is at fault shows when the first is asked alone
+                        piece = batch[:1]
+                        texts = self._generate(piece)
+                except ValueError as error:  # such as the photo's token in a question's words, or too narrow a photo
+                    texts, why = [None], f"the LVLM does not take this question or photo ({reason(error)})"
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -240,7 +261,7 @@ class LocalLvlm(Lvlm):
                     log.warning("out of memory: going on with %s per batch", counted(self._batch_size, "question"))
                     continue
                 seconds = (time.perf_counter() - started) / len(piece)
-                yield from ((request, Reply(text, "", seconds)) for request, text in zip(piece, texts, strict=True))
+                yield from ((request, Reply(text, why, seconds)) for request, text in zip(piece, texts, strict=True))
                 batch = batch[len(piece) :]
 
     def conversation(self, request: Request) -> list[dict]:
@@ -252,21 +273,25 @@ class LocalLvlm(Lvlm):
         ]
         return [{"role": "user", "content": content}]
 
-    def _generate(self, batch: Sequence[Request]) -> list[str]:
-        import torch
-
-        if len({request.image is None for request in batch}) > 1:  # a run may ask with and without photos
-            return [text for request in batch for text in self._generate([request])]
+    def _inputs(self, batch: Sequence[Request]) -> Any:
+        """What the model is given of requests, all with photos or all without."""
         # one tile, where the model would cut photos into several
         one_tile = {"crop_to_patches": False} if hasattr(self._processor.image_processor, "crop_to_patches") else {}
-        inputs = self._processor.apply_chat_template(
+        return self._processor.apply_chat_template(
             [self.conversation(request) for request in batch],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True, "images_kwargs": one_tile},
-        ).to(self._model.device, self._model.dtype)
+        )
+
+    def _generate(self, batch: Sequence[Request]) -> list[str]:
+        import torch
+
+        if len({request.image is None for request in batch}) > 1:  # a run may ask with and without photos
+            return [text for request in batch for text in self._generate([request])]
+        inputs = self._inputs(batch).to(self._model.device, self._model.dtype)
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
@@ -362,5 +387,5 @@ class ServedLvlm(Lvlm):
 def data_url(image: Image.Image) -> str:
     """An image as a PNG data URL."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)  # Pillow's usual level takes twice the time to save a tenth
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

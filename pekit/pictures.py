@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pekit.cli import LoadingSettings
 from pekit.datasets import open_image, squash
 from pekit.files import digest_if_readable
-from pekit.records import Photo, PhotoError, UserError
+from pekit.records import LoadingSettings, Photo, PhotoError, UserError
 
 ROTATION_LIMIT = 30
 FLIP_PROBABILITY = 0.5

@@ -16,16 +16,15 @@ import torch
 from tqdm import tqdm
 
 from pekit import features, regions
-from pekit.cli import LoadingSettings, ModelSettings
 from pekit.hub import is_out_of_memory, pick_device
 from pekit.pictures import Batch, Task, load_batches
-from pekit.records import NOT_FINITE, Gallery, Photo, Regions, UserError, View
+from pekit.records import NOT_FINITE, Gallery, LoadingSettings, ModelSettings, Photo, Regions, UserError, View
 from pekit.retrieval import Best, Matcher
 from pekit.views import save_view
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-O = TypeVar("O")  # noqa: E741
+Out = TypeVar("Out")
 
 PENDING_WRITES = 64
 AUTO_BATCH = {"cuda": 16, "mps": 8, "cpu": 4}
@@ -62,9 +61,9 @@ class _Steps:
     def __init__(self, loading: LoadingSettings, device: torch.device) -> None:
         self.piece = loading.batch_size or AUTO_BATCH.get(device.type, AUTO_BATCH["cpu"])
 
-    def __call__(self, run: Callable[[Batch], O], batch: Batch) -> list[tuple[Batch, O]]:
+    def __call__(self, run: Callable[[Batch], Out], batch: Batch) -> list[tuple[Batch, Out]]:
         """The pieces of the batch, each with what the models gave for it."""
-        pieces: list[tuple[Batch, O]] = []
+        pieces: list[tuple[Batch, Out]] = []
         done = 0
         while done < len(batch):
             try:
@@ -91,8 +90,8 @@ def _stream(
     recognizer: Recognizer,
     loading: LoadingSettings,
     prepare: dict,
-    run: Callable[[Batch], O],
-    read: Callable[[Batch, O], list[T]],
+    run: Callable[[Batch], Out],
+    read: Callable[[Batch, Out], list[T]],
     seed: int = 0,
     keep_pictures: bool = False,
 ) -> Iterator[tuple[Task, T | None, str]]:
@@ -104,7 +103,7 @@ def _stream(
     pin = recognizer.device.type == "cuda"
     batches = load_batches(tasks, recognizer.size, prepare, loading, steps.piece, seed, pin, keep_pictures)
 
-    def results(batch: Batch, pieces: list[tuple[Batch, O]]) -> list[tuple[Task, T | None, str]]:
+    def results(batch: Batch, pieces: list[tuple[Batch, Out]]) -> list[tuple[Task, T | None, str]]:
         failed = [(task, None, reason) for task, reason in batch.failed]
         return [*failed, *((*each, "") for piece in pieces for each in zip(piece[0].tasks, read(*piece), strict=True))]
 

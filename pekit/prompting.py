@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from pekit.datasets import name_map, without_category
+from pekit.datasets import folded, name_map, without_category
 from pekit.records import Concept, Detection
 
 COLOURS = ("blue", "red", "green", "purple", "orange", "pink", "gray", "yellow")
@@ -95,10 +95,9 @@ class Wording:
     def __init__(self, concepts: Sequence[Concept], invented: bool = False) -> None:
         self.names = shown_names(concepts, invented)
         # All of them: a text may speak of a concept beside the ones that are known.
-        self._renamed = {_plain(name): made_up for name, made_up in name_map("invented").items()} if invented else {}
-        spellings = sorted(self._renamed, key=len, reverse=True)
-        letters = ("['\u2019]?".join(map(re.escape, spelling)) for spelling in spellings)
-        self._spelled = re.compile(rf"\b({'|'.join(letters)})\b", re.IGNORECASE) if spellings else None
+        self._renamed = {folded(name): made_up for name, made_up in name_map("invented").items()} if invented else {}
+        letters = ("['\u2019]?".join(map(re.escape, spelling)) for spelling in self._renamed)
+        self._spelled = re.compile(rf"\b({'|'.join(letters)})\b", re.IGNORECASE) if invented else None
 
     def name(self, key: str) -> str:
         """The name of a concept; the key itself for an unknown one."""
@@ -118,12 +117,8 @@ class Wording:
             return names[place - 1] if 0 < place <= len(names) else " and ".join(names)
 
         if self._spelled:
-            text = self._spelled.sub(lambda match: self._renamed[_plain(match[0])], text)
+            text = self._spelled.sub(lambda match: self._renamed[folded(match[0])], text)
         return re.sub(r"<sks(?P<place>\d?)>|\bsks\b", named, text)
-
-
-def _plain(name: str) -> str:
-    return name.replace("'", "").replace("\u2019", "").lower()
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------

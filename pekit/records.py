@@ -21,7 +21,7 @@ class PhotoError(Exception):
     """One photo cannot be read; the run goes on without it unless ``--strict``."""
 
 
-NOT_FINITE = "not finite: use --dtype float32, or where it is in use another checkpoint"
+NOT_FINITE = "not finite: use --dtype float32; if you already do, another checkpoint"
 
 
 def counted(number: int, noun: str) -> str:
@@ -29,9 +29,54 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def reason(error: BaseException) -> str:
+    """What a library's error says, short enough for a sentence: its first line, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise ValueError(what)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which checkpoints, where and how they run.
+
+    Attributes:
+        grounding, masks, features: hub id, ``id@revision`` or local folder.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:1".
+        dtype: "float32", "bfloat16" or "float16".
+        size: side S of the squashed picture in px.
+        offline: never ask the hub.
+        compile: run the models through ``torch.compile``.
+    """
+
+    grounding: str
+    masks: str
+    features: str
+    device: str = "auto"
+    dtype: str = "float32"
+    size: int = 518
+    offline: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class LoadingSettings:
+    """How photos are read and batched.
+
+    Attributes:
+        batch_size: photos per forward pass; 0 finds what fits.
+        num_workers: processes that decode and prepare photos; 0 does it in the main process.
+        strict: stop at the first unreadable photo.
+        exif: turn photos as their EXIF orientation says (the published codes do not).
+    """
+
+    batch_size: int = 1
+    num_workers: int = 2
+    strict: bool = False
+    exif: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pekit.files import write_atomically
-from pekit.records import UserError, View
+from pekit.records import UserError, View, reason
 
 MANIFEST = "manifest.json"
 
@@ -113,7 +113,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     torn = isinstance(error, OSError) and error.filename is None  # the reader looks for what lies beyond the end
     if torn or isinstance(error, (pickle.UnpicklingError, RuntimeError)):
         return "it is damaged or was not written by torch.save"
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:120]
+    return reason(error)
 
 
 def split_name(path: Path) -> tuple[str, int]:

@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from pekit import results
 from pekit.answers import BASELINE, Answer
-from pekit.cli import LoadingSettings, ModelSettings
 from pekit.gallery import digests, identity
 from pekit.grading import Judge, grade
 from pekit.hub import identify, versions
 from pekit.lvlm import LvlmSettings
 from pekit.questions import LeftOut, QuestionFile
-from pekit.records import Gallery, UserError
+from pekit.records import Gallery, LoadingSettings, ModelSettings, UserError
 from pekit.vqa_results import ANSWERS, CONFIG, model_folder, summary_text, write_results
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoModel
 
 from pekit import hub
+from pekit.records import UserError
 
 NAME = "someone/dino"
 
@@ -65,13 +66,13 @@ def test_what_is_not_on_disk_is_fetched_before_it_is_described(
     monkeypatch.setattr(hub, "cached_file", fetch)
     monkeypatch.setattr(hub, "get_checkpoint_shard_files", fetch_shards)
     described = checkpoint().described()
-    assert described.fingerprint == hub.fingerprint(published) != ""
+    assert described["fingerprint"] == hub.fingerprint(published) != ""
     assert {file.name for file in cache.glob("*.safetensors")} == {
         file.name for file in published.glob("*.safetensors")
     }
     changed = next(iter(cache.glob("*.safetensors")))
     changed.write_bytes(bytes(changed.stat().st_size))
-    assert hub.fingerprint(cache) != described.fingerprint
+    assert hub.fingerprint(cache) != described["fingerprint"]
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "bin", ""])
@@ -81,18 +82,35 @@ def test_the_hubs_own_cache_without_network(published: Path, weights: str, tmp_p
         for file in published.glob("*.safetensors*"):
             file.unlink()
         torch.save({}, published / "pytorch_model.bin")
-    snapshot = tmp_path / "hf/hub/models--someone--dino/snapshots/abc"
+    commit = "abc" + 37 * "0"
+    cache = tmp_path / "hf/hub/models--someone--dino"
+    snapshot = cache / "snapshots" / commit
     shutil.copytree(published, snapshot, ignore=None if weights else shutil.ignore_patterns("*.safetensors*"))
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(commit)
     lines = (
         "from pekit import hub",
-        f"print(hub.Checkpoint('--dino_model', {NAME!r}, {NAME!r}, 'abc', None).described().fingerprint)",
+        f"for name in ({NAME!r}, {NAME + '@main'!r}):",
+        "    described = hub.find_checkpoint(name, '--dino_model').described()",
+        "    print(described['revision'], described['fingerprint'])",
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=False
     )
     # Where they cannot be had, loading says so; a run that has nothing left to do needs none.
-    assert result.stdout.strip() == (hub.fingerprint(published) if weights else ""), result.stderr
+    fingerprint = hub.fingerprint(published) if weights else ""
+    assert result.stdout == 2 * f"{commit} {fingerprint}\n", result.stderr
+
+
+def test_a_checkpoint_behind_terms_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at its page.")
+
+    monkeypatch.setattr("pekit.hub._ask_once", lambda *args: None)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=r"--dino_model some/gated cannot be loaded \(.*gated repo.*hf auth login"):
+        hub.find_checkpoint("some/gated", "--dino_model")
 
 
 def test_a_fingerprint_is_of_the_configuration_too(models: Path, tmp_path: Path) -> None:

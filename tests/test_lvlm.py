@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from vqa_fixtures import (
     prompt_of,
 )
 
-from pekit.chat import Patience, concurrently, host_of
+from pekit.chat import Chat, Endpoint, Patience, concurrently, host_of
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
 from pekit.sample.models.lvlm import IMAGE_SIZE, build_tokenizer
@@ -134,26 +135,25 @@ def test_of_the_hub_the_id_the_port_and_the_commit_are_recorded(
         def from_pretrained(name: str, revision: str = "main", **options: Any) -> Any:
             if str(name) != str(internvl):  # not what the library reads on its own
                 asked.append((auto_class, name, revision, options["trust_remote_code"]))
-            found = whole(internvl, **options)
-            if auto_class is AutoConfig:
-                found._commit_hash = "c0ffee"
-            return found
+            return whole(internvl, **options)
 
         monkeypatch.setattr(auto_class, "from_pretrained", from_pretrained)
 
     for auto_class in (AutoConfig, AutoProcessor, AutoImageProcessor):
         stand_in(auto_class)
     monkeypatch.setattr("pekit.hub._fetched", lambda name, revision: internvl)
+    commit = "c0ffee" + 34 * "0"
+    monkeypatch.setattr("pekit.hub.cached_file", lambda name, *_, **__: f"hub/{name}/snapshots/{commit}/config.json")
     source, name = "OpenGVLab/InternVL3-1B@v1", "OpenGVLab/InternVL3-1B-hf"
     for trusted in (False, True):
         asked.clear()
         described = LocalLvlm(LvlmSettings(source, device="cpu", trust_remote_code=trusted))._checkpoint.described()
         assert asked == [
             (AutoConfig, name, "v1", trusted),
-            (AutoProcessor, name, "c0ffee", trusted),
-            (AutoImageProcessor, name, "c0ffee", trusted),
+            (AutoProcessor, name, commit, trusted),
+            (AutoImageProcessor, name, commit, trusted),
         ]
-        assert (described.source, described.name, described.revision) == (source, name, "c0ffee")
+        assert (described["source"], described["name"], described["revision"]) == (source, name, commit)
 
 
 def test_what_is_no_vision_language_model_is_named(internvl: Path, tmp_path: Path) -> None:
@@ -297,6 +297,52 @@ def test_a_reply_ends_where_the_checkpoint_says_replies_end(
     assert cut == lvlm._processor.tokenizer.decode([first]).strip() != whole
 
 
+def test_a_reply_ends_where_the_tokenizer_says_texts_end(internvl: Path, tmp_path: Path) -> None:
+    whole = loaded(internvl, max_new_tokens=8)
+    [reply] = replies(whole, photo_requests()[:1])
+    folder = tmp_path / "unsaid"
+    shutil.copytree(internvl, folder)
+    (folder / "generation_config.json").unlink()
+    lvlm = LocalLvlm(LvlmSettings(str(folder), device="cpu", max_new_tokens=8))
+    tokenizer = lvlm._processor.tokenizer
+    second = tokenizer(reply)["input_ids"][1]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(second)
+    lvlm.load()
+    [cut] = replies(lvlm, photo_requests()[:1])
+    assert cut and reply.startswith(cut) and len(tokenizer(cut)["input_ids"]) == 1
+
+
+def test_a_template_of_the_tokenizer_alone_is_taken(internvl: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(internvl, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": template}))
+    requests = photo_requests()
+    assert replies(loaded(folder), requests) == replies(loaded(internvl), requests)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}",  # takes texts only
+        "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
+        "{{ raise_exception('no such roles') }}",
+        "{% for",
+    ],
+)
+def test_a_template_that_takes_no_photos_is_named_before_weights_are_read(
+    internvl: Path, tmp_path: Path, template: str
+) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(internvl, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=r"--vlm_model .*odd: .*chat template do not take a photo with a text \("):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu"))
+
+
 def test_with_and_without_photos_in_one_batch(internvl: Path) -> None:
     requests = [Request(0, picture(0), "Why?"), Request(1, None, "Why?"), Request(2, picture(1), "Who?")]
     one_by_one = replies(loaded(internvl, max_new_tokens=4), requests)
@@ -316,6 +362,18 @@ def test_running_out_of_memory_halves_the_batch(internvl: Path, monkeypatch: pyt
     monkeypatch.setattr(lvlm, "_generate", generate)
     assert replies(lvlm, photo_requests()) == PROMPTS
     assert sizes == [3, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("build", [build_lvlm_folder, build_llava, build_qwen_vl], ids=["internvl", "llava", "qwen-vl"])
+def test_a_question_that_the_model_does_not_take_is_one_failure(shared: Shared, build: Any) -> None:
+    name = "vqa-internvl" if build is build_lvlm_folder else f"vqa-{build.__name__}"
+    lvlm = loaded(shared(name, build), batch_size=4, max_new_tokens=3)
+    good = photo_requests()
+    bad = Request("bad", picture(0), f"{lvlm._processor.image_token} What is it?")  # the photo's own place, once more
+    found = {request.tag: reply for request, reply in lvlm.answers([good[0], bad, *good[1:]])}
+    assert found["bad"].text is None
+    assert "does not take this question or photo (" in found["bad"].error and "\n" not in found["bad"].error
+    assert [found[request.tag].text for request in good] == replies(lvlm, good)
 
 
 @pytest.mark.parametrize("build", [build_llava, build_qwen_vl], ids=["llava", "qwen-vl"])
@@ -396,6 +454,22 @@ def test_remote_code_needs_its_flag(internvl: Path, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import a_package_of_nobody", "a_package_of_nobody.*install what it needs"),
+        ("from transformers import PretrainedConfig\nPretrainedConfig.nothing_of_this_name", "nothing_of_this_name"),
+    ],
+)
+def test_code_of_a_checkpoint_that_fails_is_named(internvl: Path, tmp_path: Path, line: str, said: str) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(internvl, folder)
+    (folder / "own.py").write_text(f"{line}\nclass OwnConfig:\n    pass\n")
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}')
+    with pytest.raises(UserError, match=f"--vlm_model .* cannot be loaded .*{said}"):
+        LocalLvlm(LvlmSettings(str(folder), device="cpu", trust_remote_code=True))
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_an_internvl_of_its_own_code_is_told_from_its_port(tmp_path: Path, trusted: bool) -> None:
     own = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
@@ -403,7 +477,7 @@ def test_an_internvl_of_its_own_code_is_told_from_its_port(tmp_path: Path, trust
     (tmp_path / "own.py").write_text(
         "from transformers import PretrainedConfig\nclass Config(PretrainedConfig):\n    model_type = 'internvl_chat'\n"
     )
-    with pytest.raises(UserError, match=r"--vlm_model .*format of its own code.*port"):
+    with pytest.raises(UserError, match=r"--vlm_model .*format of its own code.*InternVL3-…-hf"):
         LocalLvlm(LvlmSettings(str(tmp_path), device="cpu", trust_remote_code=trusted))
 
 
@@ -608,6 +682,27 @@ def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyP
     assert "openai:my-model" in str(caught.value) and SECRET not in str(caught.value)
 
 
+def test_headers_of_the_environment_go_where_they_belong(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {SECRET}")
+    no_key.setenv("OPENAI_ORG_ID", "org-secret")
+    no_key.setenv("OPENAI_PROJECT_ID", "project-secret")
+    with ChatServer(lambda body, n: "A") as server:
+        list(served(server).answers([Request(0, None, "?")]))
+        assert server.keys == ["Bearer none"]
+        for kind, option in (
+            ("openai", "OPENAI_API_BASE"),
+            ("azure", "OPENAI_API_BASE"),
+            ("openai", "OPENAI_BASE_URL"),
+        ):
+            endpoint = Endpoint("judge", "m", "sk-judge", server.url, kind, "2024-10-21", option)
+            Chat(endpoint, QUICK).ask([{"role": "user", "content": "?"}], str)
+        assert os.environ["OPENAI_ORG_ID"] == "org-secret"
+    for head in server.heads[:3]:
+        assert "secret" not in head and SECRET not in head
+    # who names the server in the environment means its headers for it
+    assert "org-secret" in server.heads[3] and "project-secret" in server.heads[3] and SECRET in server.heads[3]
+
+
 def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="VLM_API_KEY"):
         open_lvlm(LvlmSettings("openai:gpt-4o"))
@@ -637,8 +732,9 @@ def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:
 )
 def test_an_environment_that_cannot_work_is_named(no_key: pytest.MonkeyPatch, name: str, value: str) -> None:
     no_key.setenv(name, value)
+    no_key.setenv("VLM_API_KEY", SECRET)
     with pytest.raises(UserError, match=f"openai:m cannot be reached with this environment.*{name}") as caught:
-        open_lvlm(LvlmSettings("openai:m", base_url="http://host/v1"))
+        open_lvlm(LvlmSettings("openai:m"))
     assert "hidd" not in str(caught.value)
 
 

@@ -109,6 +109,7 @@ def test_bootstrap_of_units_in_blocks_and_of_equal_units(monkeypatch: pytest.Mon
         for u in range(9):
             for name, value in plain.unit_metrics(truth[drawn, u].tolist(), found[drawn, u].tolist()).items():
                 tables[name][d, u] = 1 - value
+    assert per_unit.keys() == of_mean.keys() == tables.keys()  # of one_minus splits no accuracy
     for name, table in tables.items():
         for u in range(9):
             known = table[~np.isnan(table[:, u]), u]

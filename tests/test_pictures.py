@@ -15,9 +15,8 @@ from conftest import ROOT, picture, script_environment, write_photos
 from PIL import Image
 
 from pekit import pictures
-from pekit.cli import LoadingSettings
 from pekit.pictures import Batch, Task, _Pictures, augment, load_batches
-from pekit.records import Photo
+from pekit.records import LoadingSettings, Photo
 
 
 def as_pixels(image: Image.Image) -> torch.Tensor:

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pekit.cli import LoadingSettings
 from pekit.hub import is_out_of_memory
 from pekit.pictures import Batch, Task
 from pekit.pipeline import _beside, _Steps
-from pekit.records import Photo, UserError
+from pekit.records import LoadingSettings, Photo, UserError
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

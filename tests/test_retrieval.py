@@ -183,8 +183,10 @@ class TestOverlap:
         assert keys_kept([self.big, self.half], percent) == kept
 
     def test_boxes_apart_or_touching_do_not_overlap(self) -> None:
-        pair = [detection("mug", 0.8, 0, 0, 0.5, 0.5), detection("lamp", 0.9, 0.5, 0, 1, 0.5)]
-        assert keys_kept(pair, 0) == ["mug", "lamp"]
+        mug = detection("mug", 0.8, 0, 0, 0.3, 0.3)
+        for corner in ((0.3, 0), (0, 0.3), (0.6, 0), (0, 0.6), (0.6, 0.6)):  # the last is apart both ways
+            lamp = detection("lamp", 0.9, *corner, *(place + 0.3 for place in corner))
+            assert keys_kept([mug, lamp], 0) == ["mug", "lamp"], corner
 
     def test_a_share_of_exactly_the_limit_does_not_exceed_it(self) -> None:
         best = best_of([0.9, 0], [0, 0.8])

@@ -30,6 +30,7 @@ class ChatServer:
     def __init__(self, answer: Callable[[dict, int], Answer], delay: float = 0, headers: dict | None = None) -> None:
         self.bodies: list[dict] = []
         self.keys: list[str] = []
+        self.heads: list[str] = []
         self.paths: list[str] = []
         self.times: list[float] = []
         self.most_at_once = 0
@@ -64,6 +65,7 @@ class ChatServer:
             number = len(self.bodies)
             self.bodies.append(body)
             self.keys.append(key)
+            self.heads.append(str(request.headers))
             self.paths.append(request.path)
             self.times.append(time.monotonic())
             self._now += 1

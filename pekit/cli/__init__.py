@@ -12,17 +12,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
 from pekit.parallel import PeerLostError, current_shard
-from pekit.records import UserError, counted
+from pekit.records import LoadingSettings, ModelSettings, UserError, counted
 
 DATASETS = ("myvlm", "yollava", "this-is-my")
 MOST_THRESHOLDS = 1000
-TEST_SPLITS = ("Positive", "Fake", "Negative (Hard)", "Negative (Other)")
 SAMPLE_CHECKPOINTS = Path(__file__).parent.parent / "sample" / "checkpoints"
 MODEL_SETS: dict[str, dict[str, str]] = {
     "paper": {
@@ -40,46 +38,6 @@ MODEL_SETS: dict[str, dict[str, str]] = {
     "sample": {role: str(SAMPLE_CHECKPOINTS / role) for role in ("grounding", "masks", "features", "lvlm")},
 }
 MODEL_OPTIONS = {"grounding": "grounding_model", "masks": "sam_model", "features": "dino_model"}
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which checkpoints, where and how they run.
-
-    Attributes:
-        grounding, masks, features: hub id, ``id@revision`` or local folder.
-        device: "auto", "cpu", "mps", "cuda" or "cuda:1".
-        dtype: "float32", "bfloat16" or "float16".
-        size: side S of the squashed picture in px.
-        offline: never ask the hub.
-        compile: run the models through ``torch.compile``.
-    """
-
-    grounding: str
-    masks: str
-    features: str
-    device: str = "auto"
-    dtype: str = "float32"
-    size: int = 518
-    offline: bool = False
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class LoadingSettings:
-    """How photos are read and batched.
-
-    Attributes:
-        batch_size: photos per forward pass; 0 finds what fits.
-        num_workers: processes that decode and prepare photos; 0 does it in the main process.
-        strict: stop at the first unreadable photo.
-        exif: turn photos as their EXIF orientation says (the published codes do not).
-    """
-
-    batch_size: int = 1
-    num_workers: int = 2
-    strict: bool = False
-    exif: bool = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -231,14 +189,14 @@ def add_flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
     group.add_argument(name, nargs="?", type=flag, const=True, default=False, metavar="True|False", help=help)
 
 
-def data_options(datasets: tuple[str, ...] = DATASETS) -> argparse.ArgumentParser:
+def data_options() -> argparse.ArgumentParser:
     """Parent parser: where photos, views and results lie and which views are used."""
     parent = argparse.ArgumentParser(add_help=False)
     group = parent.add_argument_group("data")
     group.add_argument(
         "--data_folder", type=folder, default=Path("./datasets/"), help="Folder that holds the data sets (./datasets/)."
     )
-    group.add_argument("--dataset", required=True, choices=datasets, help="Which data set's layout to read.")
+    group.add_argument("--dataset", required=True, choices=DATASETS, help="Which data set's layout to read.")
     group.add_argument(
         "--variation",
         choices=("normal", "augment"),
@@ -312,7 +270,9 @@ def model_options() -> argparse.ArgumentParser:
 
 def default_workers() -> int:
     """Half of this process's share of the cores, at most 8: the models need the others."""
-    return min(8, (os.cpu_count() or 2) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    # Linux says which cores are this process's, as schedulers of clusters allot them.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(8, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def model_settings(args: argparse.Namespace, used: Sequence[str] = ("grounding", "features")) -> ModelSettings:

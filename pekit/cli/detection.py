@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--split", choices=("train", "test", "validation"), default="test", help="Where the query photos lie (test)."
     )
     group.add_argument(
-        "--test_split", choices=cli.TEST_SPLITS, help="Part of this-is-my's single-concept test photos (Positive)."
+        "--test_split",
+        choices=(datasets.POSITIVE, *datasets.NEGATIVE_SPLITS),
+        help="Part of this-is-my's single-concept test photos (Positive).",
     )
     group.add_argument(
         "--detect_thresh",

@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pekit.cli import TEST_SPLITS, folder
+from pekit.cli import folder
+from pekit.datasets import NEGATIVE_SPLITS, POSITIVE
 
 VIEWS = "3"
 
@@ -32,7 +33,7 @@ def commands(out: Path, models: str) -> list[tuple[str, list[str]]]:
     ):
         chosen = ["--dataset", dataset, *options]
         runs.append(("extraction", [*chosen, *shared]))
-        splits = TEST_SPLITS if dataset == "this-is-my" and not options else ("",)
+        splits = (POSITIVE, *NEGATIVE_SPLITS) if dataset == "this-is-my" and not options else ("",)
         for split in splits:
             own = ["--test_split", split] if split else []
             runs.append(("detection", [*chosen, *own, *shared, *results]))
