@@ -38,7 +38,7 @@ def caption_requests(
     names = tuple(begun or by_name)
     if new := by_name.keys() - set(names):
         count = "1 photo was" if len(new) == 1 else f"{len(new)} photos were"
-        log.warning("%s not there when the run began, such as %s: it keeps to its own", count, min(new))
+        log.warning("%s not there when the run began, such as %s: it keeps to those it began with", count, min(new))
     items: list[Item] = []
     left_out: list[LeftOut] = []
     for number, name in enumerate(names, start=1):
@@ -52,6 +52,9 @@ def caption_requests(
             continue
         items.append(Item(number, subject, Question(request, "<sks>", photo.concepts, photo.path, {}, name)))
     if not items:
-        raise UserError(f"no photo in {folder} shows only concepts that have views: run extraction.py first")
+        raise UserError(
+            f"no photo in {folder} shows only concepts that have views: run extraction.py first, or check the folders' "
+            "names"
+        )
     digest = hashlib.sha256("\0".join([request, *names]).encode()).hexdigest()[:16]
     return QuestionFile(folder, digest, tuple(items), tuple(left_out), names)

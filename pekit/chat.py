@@ -41,7 +41,7 @@ class ChatError(Exception):
 
 
 class NoCompletionError(Exception):
-    """What a server sent is no chat completion."""
+    """What a server sent is no chat completion; what it says in its place, if anything."""
 
 
 class CutError(Exception):
@@ -231,8 +231,11 @@ class Chat:
                     "the reply was cut before its first word: it needs more tokens (a new run with a larger "
                     "--max_new_tokens; of a judge: MAX_TOKENS)"
                 ) from None
-            except NoCompletionError:
-                reason = "the reply is no chat completion: check the address (it usually ends in /v1)"
+            except NoCompletionError as error:
+                said = self._clean(encodable(str(error)))
+                reason = f"the reply is no chat completion{f' ({said})' if said else ''}: check " + (
+                    "the server" if said else "the address (it usually ends in /v1)"
+                )
                 continue
             if reply is None:
                 reason = "the server gave no text"
@@ -273,7 +276,11 @@ class Chat:
 
     def _shown(self, error: Exception) -> str:
         cause = f" {error.__cause__}" if error.__cause__ else ""  # which "Connection error." does not tell
-        return f"{type(error).__name__}: {self._clean(encodable(f'{error}{cause}'))}"
+        said, response = str(error), getattr(error, "response", None)
+        # the library reads no errors but those of OpenAI's form
+        if response is not None and said == f"Error code: {response.status_code}":
+            said += f" {response.text}"
+        return f"{type(error).__name__}: {self._clean(encodable(f'{said}{cause}'))}"
 
     def _clean(self, text: str) -> str:
         """Text from the server on one line, without the key or pieces of it that servers quote."""
@@ -297,7 +304,10 @@ def read_completion(content: bytes) -> str | None:
         NoCompletionError: it is something else, such as a web page.
     """
     try:
-        choices = json.loads(content)["choices"]
+        completion = json.loads(content)
+        if isinstance(completion, dict) and "choices" not in completion:
+            raise NoCompletionError(_complaint(completion))
+        choices = completion["choices"]
         if not choices:
             return None
         text, end = choices[0]["message"].get("content"), choices[0].get("finish_reason")
@@ -308,6 +318,14 @@ def read_completion(content: bytes) -> str | None:
     if end == "length" and not (text or "").strip():
         raise CutError
     return None if text is None or end == "content_filter" else encodable(text)
+
+
+def _complaint(content: Any) -> str:
+    """What a JSON object says in place of a completion: the first text under a name that servers give to errors."""
+    for name in ("error", "detail", "message"):
+        if isinstance(content, dict) and name in content:
+            return _complaint(content[name])
+    return content if isinstance(content, str) else ""
 
 
 def encodable(text: str) -> str:

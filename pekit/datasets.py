@@ -313,16 +313,19 @@ def reference_photos(
 ) -> list[Photo]:
     """The first ``n_training_views`` photos of each concept, in natural order of file names."""
     folder = split_folder(find_root(data_folder, dataset, multi_concept), dataset, split)
-    photos = []
+    photos: list[Photo] = []
+    few: dict[str, int] = {}
     _warn_of_stray(folder, (folder / concept.key for concept in concepts))
     for concept in concepts:
         own = list_photos(folder / concept.key)
         if not own:
             raise UserError(f"{folder / concept.key} holds no photo: add reference photos or remove the folder")
         if len(own) < n_training_views:
-            log.warning("%s has %s, fewer than the %d views asked for",
-                        concept.key, counted(len(own), "photo"), n_training_views)  # fmt: skip
+            few[concept.key] = len(own)
         photos += [_photo(path, data_folder, (concept.key,)) for path in own[:n_training_views]]
+    if few:
+        each = ", ".join(f"{key} has {counted(count, 'photo')}" for key, count in few.items())
+        log.warning("%s: fewer than the %d views asked for", each, n_training_views)
     return photos
 
 
@@ -370,16 +373,25 @@ def query_photos(
     folders = concept_folders(folder)
     _warn_of_stray(folder, folders)
     for own in folders:
-        # Elsewhere a part of a name is no category, so that `mug` may well be another thing than `mug-green`; and
-        # nowhere is `mug-fake` one of `mug`.
-        meant = resolve_name(own.name, concepts) if dataset == "this-is-my" else None
-        if meant and folded(own.name) not in map(folded, (meant.key, meant.name, without_category(meant.key))):
-            meant = None
+        meant = _concept_of_photos(own.name, dataset, concepts)
         for path in list_photos(own):
             photos.append(_photo(path, data_folder, _shown(path, meant.key if meant else own.name, concepts)))
     if not photos:
         raise UserError(f"{folder} holds no photo in concept folders; check --split and --data_folder")
     return units, photos
+
+
+def _concept_of_photos(folder: str, dataset: str, concepts: Sequence[Concept]) -> Concept | None:
+    """The concept that a folder of test photos shows, whatever its case and the form of accented letters, which differ
+    between file systems; None where it has no reference photos."""
+    if dataset == "this-is-my":
+        meant = resolve_name(folder, concepts)
+        names = (meant.key, meant.name, without_category(meant.key)) if meant else ()
+        return meant if folded(folder) in map(folded, names) else None  # `mug-fake` is not one of `mug`
+    # Here a part of a name is no category: `mug` may well be another thing than `mug-green`.
+    alike = [concept for concept in concepts if folded(concept.key) == folded(folder)]
+    same = [concept for concept in alike if concept.key == folder] or alike
+    return same[0] if len(same) == 1 else None
 
 
 def warn_of_unknown(photos: Sequence[Photo], concepts: Sequence[Concept], units: Sequence[Unit]) -> None:
@@ -447,7 +459,7 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise PhotoError(f"{path} is a Git LFS pointer, not the photo: run 'git lfs pull' in its repository")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of its size, or of what is dropped here anyway, such as transparency
             with Image.open(path) as image:
                 image.load()
                 if exif:

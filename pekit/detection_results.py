@@ -145,11 +145,12 @@ def _finish(
             "means": {published[name]: {**mean, "interval_95": of_mean[name]} for name, mean in means.items()},
         },
     )
-    # A trial of some photos leaves the arrays of a whole run alone.
-    published_folder = folder if settings.limit else settings.save_folder
+    # The published names tell neither some photos from all, nor the reference photos from those of the test.
+    whole_test = settings.split == "test" and not settings.limit
     for name in results.PUBLISHED:
-        path = results.npy_file(published_folder, settings.name, name, threshold, settings.variation)
-        results.save_npy(path, measured.values[name])
+        for place in (folder, settings.save_folder) if whole_test else (folder,):
+            path = results.npy_file(place, settings.name, name, threshold, settings.variation)
+            results.save_npy(path, measured.values[name])
     return _table(threshold, units, measured, means, of_mean, settings, len(photos))
 
 

@@ -126,9 +126,9 @@ def _check_augmentations(files: Sequence[str], folder: Path) -> None:
             len(of_photo),
             most,
             few[0],
-            "the same extraction.py --variation augment again makes what is missing"
+            "run the same extraction.py --variation augment again to make what is missing"
             if ours
-            else f"those there are, are used; without {MANIFEST} beside them, extraction.py adds none",
+            else f"they are used as they are; without {MANIFEST} beside them, extraction.py adds none",
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pekit.records import UserError
+from pekit.records import UserError, counted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -131,14 +131,24 @@ def agree(value: Any, what: str, shard: Shard) -> None:
         raise UserError(f"{what} changed while the processes of this run read them: run the same command again")
 
 
-def launch(work: Callable[[list[str]], int], argv: list[str], count: int) -> int:
-    """Run ``work(argv)`` in ``count`` processes of this machine, as ranks 0..count-1.
+def launch(work: Callable[[list[str]], int], argv: list[str], device: str, device_ids: Sequence[int]) -> int:
+    """Run ``work(argv)`` in a process of this machine for each of ``device_ids``, as ranks 0, 1 and so on.
 
     Returns:
         The largest exit code.
+
+    Raises:
+        UserError: a GPU named is not there.
     """
+    import torch
     from torch import multiprocessing
 
+    count, there = len(device_ids), torch.cuda.device_count()
+    if device in ("auto", "cuda") and max(device_ids) >= there:
+        raise UserError(
+            f"--device_ids {','.join(map(str, device_ids))}: this machine has {counted(there, 'CUDA GPU')}: "
+            "name those that are there (the first is 0), or leave it out"
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

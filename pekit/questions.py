@@ -415,7 +415,7 @@ def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
         raise UserError(f"{where} has an empty correct_answer: mend the file")
     key = _key(answer, options) if options else answer
     if options and not key:
-        raise UserError(f"{where} has the answer '{answer}', none of its options: mend the file")
+        raise UserError(f"{where} has the answer '{answer}', which is not one of its options: give its letter")
     return question, options, key
 
 

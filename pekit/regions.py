@@ -87,6 +87,7 @@ class Grounder:
         self._tokenizer = checkpoint.part(AutoTokenizer)
         self.model = checkpoint.load(AutoModelForZeroShotObjectDetection, dtype=dtype).to(device)
         self._size, self.device = size, device
+        self._most_words = checkpoint.config.max_text_len
         self.levels = self.prepare.levels.to(device, dtype)
 
     @torch.inference_mode()
@@ -99,6 +100,11 @@ class Grounder:
         """
         asked = prompts or [PROPOSAL_PROMPT] * len(pictures)
         words: Any = self._tokenizer(list(asked), padding=True, return_tensors="pt").to(self.device)
+        if words["input_ids"].shape[1] > self._most_words:
+            raise UserError(
+                f"'{max(asked, key=len)}' is more than the {self._most_words} words or parts of words that "
+                "--grounding_model reads: give the concept's folder a shorter name"
+            )
         output = self.model(pixel_values=normalised(pictures, self.levels), **words)
         boxes: Any = center_to_corners_format(output.pred_boxes.float()) * self._size
         return Found(boxes, output.logits.float().sigmoid().amax(-1))

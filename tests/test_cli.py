@@ -106,6 +106,8 @@ def test_thresholds(text: str, expected: tuple) -> None:
         (detection, ("--detect_thresh", "75"), "75"),
         (detection, ("--detect_thresh", "nan"), "nan"),
         (detection, ("--detect_thresh", "0:inf:1"), "0:inf:1"),
+        (detection, ("--detect_thresh", "0:1:1e-999999"), "more than 1000"),  # at once
+        (detection, ("--detect_thresh", "-0.5,0.5"), "--detect_thresh=-0.5,0.5"),
         (detection, ("--detect_thresh", "0.9:0.5:0.1"), "0.9:0.5:0.1"),
         (detection, ("--detect_thresh", "0.5:0.9:0"), "0.5:0.9:0"),
         (detection, ("--detect_thresh", "0.5:0.9"), "0.5:0.9"),

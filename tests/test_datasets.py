@@ -241,7 +241,7 @@ class TestReferencePhotos:
         datasets.reference_photos(data, "yollava", False, "train", concepts, 2)
         assert "taking what is found, 1 folder: lamp" in caplog.text
         assert f"1 photo directly in {data / 'YoLLaVA/train'}" in caplog.text
-        assert "lamp has 1 photo, fewer than the 2 views asked for" in caplog.text
+        assert "lamp has 1 photo: fewer than the 2 views asked for" in caplog.text
 
     def test_a_concept_without_a_photo(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], train=1)
@@ -253,6 +253,26 @@ class TestReferencePhotos:
 
 class TestQueryPhotos:
     HATS = ("Alexs hat-hat", "Blippis shoes-shoes")
+
+    def test_names_are_the_same_in_every_form_of_letters(self, tmp_path: Path) -> None:
+        """As one of two folders has been on another file system."""
+        for folder in ("train/cafe\u0301-mug", "train/momo", "test/caf\u00e9-mug", "test/Momo", "test/momo-mug"):
+            write_photos(tmp_path / "YoLLaVA" / folder, ["0.png"])
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        _, photos = datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+        shown = {photo.path.parent.name: photo.concepts for photo in photos}
+        assert shown == {"caf\u00e9-mug": ("cafe\u0301-mug",), "Momo": ("momo",), "momo-mug": ("momo-mug",)}
+
+    def test_names_that_differ_by_case_alone_are_two_where_both_are_concepts(self, tmp_path: Path) -> None:
+        write_photos(tmp_path / "YoLLaVA/train/momo", ["0.png"])
+        if (tmp_path / "YOLLAVA").exists():
+            pytest.skip("this file system does not tell case")
+        for folder in ("train/Momo", "test/momo", "test/Momo", "test/MOMO"):
+            write_photos(tmp_path / "YoLLaVA" / folder, ["0.png"])
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        _, photos = datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+        shown = {photo.path.parent.name: photo.concepts for photo in photos}
+        assert shown == {name: (name,) for name in ("momo", "Momo", "MOMO")}
 
     def test_labels_are_the_folders(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], test=2)

@@ -304,6 +304,12 @@ class TestTwoRunsAtOnce:
         assert "1 view made, 2 kept" in call(main, *run).stdout
 
 
+def test_only_train_holds_reference_photos_of_this_is_my(models: Path, tmp_path: Path, call: Callable) -> None:
+    write_this_is_my(tmp_path / "data", ["Alexs hat-hat"])
+    refused = call(main, *options(tmp_path, models, "this-is-my"), "--split", "test")
+    assert_refused(refused, "--split test of this-is-my holds no reference photos: leave it out")
+
+
 def test_a_long_file_name(models: Path, tmp_path: Path, call: Callable) -> None:
     write_yollava(tmp_path / "data", CONCEPTS[:1], train=1, test=1)
     stem = "n" * 246

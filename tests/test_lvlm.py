@@ -655,6 +655,23 @@ def test_what_is_no_chat_completion_is_no_reply(no_key: pytest.MonkeyPatch) -> N
     }
 
 
+@pytest.mark.parametrize(
+    ("status", "sent", "words"),
+    [
+        (400, {"error": "context too long"}, ["400", "context too long"]),
+        (422, {"detail": [{"msg": "field required"}]}, ["422", "field required"]),
+        (200, {"error": {"message": "not loaded"}}, ["no chat completion (not loaded): check the server"]),
+        (200, {"detail": "no such route"}, ["no chat completion (no such route)"]),
+    ],
+)
+def test_a_servers_own_words_are_shown(no_key: pytest.MonkeyPatch, status: int, sent: dict, words: list[str]) -> None:
+    with ChatServer(lambda body, n: json.dumps(sent).encode(), status=status) as server:
+        [(_, reply)] = served(server).answers([Request(0, None, "?")])
+    assert reply.text is None
+    for word in words:
+        assert word in reply.error
+
+
 def test_texts_from_a_server_can_be_written(no_key: pytest.MonkeyPatch) -> None:
     with ChatServer(lambda body, n: ["A \ud83d\ude00 \udc80", (503, "busy \udc80")][n > 0]) as server:
         requests = [Request(n, None, "?") for n in range(2)]

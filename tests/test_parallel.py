@@ -31,7 +31,7 @@ from conftest import (
 
 from pekit.cli import detection, extraction
 from pekit.hub import pick_device
-from pekit.parallel import Shard, current_shard, gather, joined, shard_device
+from pekit.parallel import Shard, current_shard, gather, joined, launch, shard_device
 from pekit.records import UserError
 
 
@@ -62,6 +62,16 @@ def test_place_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expected: str) -> None:
     assert shard_device(device, ids, Shard(rank, max(1, len(ids)), rank)) == expected
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpus_that_are_not_there_are_told_before_processes_are_started(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *args, **options: pytest.fail("started"))
+    with pytest.raises(UserError, match="--device_ids 0,1: this machine has 1 CUDA GPU: name those"):
+        launch(lambda argv: 0, [], device, (0, 1))
 
 
 def test_on_a_second_machine_gpus_are_counted_from_its_own_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +235,7 @@ def test_the_others_find_what_the_first_has_written_and_all_must_find_the_same(t
         "            found += f', {error}'\n"
         "    return 0 if found.startswith('whole, the rank changed while') else 3\n"
         "if __name__ == '__main__':\n"
-        "    raise SystemExit(parallel.launch(work, sys.argv[1:], 3))\n"
+        "    raise SystemExit(parallel.launch(work, sys.argv[1:], 'cpu', (0, 1, 2)))\n"
     )
     env = script_environment() | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(tmp_path / "file")]
@@ -241,7 +251,7 @@ def test_a_killed_process_is_reported(tmp_path: Path) -> None:
         "def work(argv):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n"
-        "    raise SystemExit(parallel.launch(work, [], 2))\n"
+        "    raise SystemExit(parallel.launch(work, [], 'cpu', (0, 1)))\n"
     )
     env = script_environment() | {"PYTHONPATH": str(ROOT)}
     died = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=env)
@@ -323,7 +333,7 @@ def work(argv):
     time.sleep(300)
 if __name__ == "__main__":
     parallel.PATIENCE = 0.5
-    parallel.launch(work, [], 2)
+    parallel.launch(work, [], 'cpu', (0, 1))
 """
 
 

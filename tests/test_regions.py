@@ -18,7 +18,7 @@ from PIL import Image
 from pekit import regions
 from pekit.cli import SAMPLE_CHECKPOINTS
 from pekit.features import normalised
-from pekit.records import Regions
+from pekit.records import Regions, UserError
 from pekit.sample.models.masks import IMAGE_SIZE
 
 SIZE = 518
@@ -57,6 +57,12 @@ class TestGrounder:
             np.testing.assert_allclose(region.boxes_xyxy[0], boxes[best], atol=0.02)  # of 518 px
             np.testing.assert_allclose(region.scores[0], scores[best], atol=1e-5)
         assert len(tops) > 1  # not simply the first of the list
+
+    def test_a_name_longer_than_the_model_reads(self, grounder: regions.Grounder, pictures: list) -> None:
+        fits = "!" * (grounder.model.config.max_text_len - 3) + "."  # beside what begins and ends each prompt
+        assert len(grounder.ground(self.pixels(grounder, pictures[:1]), [fits])) == 1
+        with pytest.raises(UserError, match=r"'!+\.' is more than the \d+ words .* shorter name"):
+            grounder.ground(self.pixels(grounder, pictures[:2]), ["mug.", f"!{fits}"])
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_on_a_cpu_it_runs_in_32_bits(

@@ -21,20 +21,23 @@ class ChatServer:
 
     Args:
         answer: request body and its number from 0 -> the reply's text, None for an empty one, bytes to send as they
-            are with status 200, or (status, text) for an error that quotes the key it was sent, as careless servers do;
+            are, or (status, text) for an error that quotes the key it was sent, as careless servers do;
             more fields of the error may follow.
         delay: seconds before each answer.
         headers: sent with every answer.
+        status: of answers that are bytes.
     """
 
-    def __init__(self, answer: Callable[[dict, int], Answer], delay: float = 0, headers: dict | None = None) -> None:
+    def __init__(
+        self, answer: Callable[[dict, int], Answer], delay: float = 0, headers: dict | None = None, status: int = 200
+    ) -> None:
         self.bodies: list[dict] = []
         self.keys: list[str] = []
         self.heads: list[str] = []
         self.paths: list[str] = []
         self.times: list[float] = []
         self.most_at_once = 0
-        self._answer, self._delay, self._headers = answer, delay, headers or {}
+        self._answer, self._delay, self._headers, self._status = answer, delay, headers or {}, status
         self._now, self._lock = 0, threading.Lock()
         owner = self
 
@@ -76,7 +79,7 @@ class ChatServer:
             self._now -= 1
         content: Any
         if isinstance(answer, bytes):
-            status, content = 200, answer
+            status, content = self._status, answer
         elif isinstance(answer, tuple):
             error = {"message": f"{answer[1]} (you sent {key})", "type": "test", **(answer[2] if answer[2:] else {})}
             status, content = answer[0], {"error": error}

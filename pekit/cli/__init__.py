@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and the message."""
+        if message.endswith("expected one argument"):  # also where one begins as options do
+            message += " (before one that begins with - write =, as in --detect_thresh=-0.5,0.5)"
         self.exit(2, f"{self.prog}: error: {message} (--help lists every option)\n")
 
 
@@ -163,10 +165,9 @@ def thresholds(text: str) -> tuple[float, ...]:
             first, last, step = (Decimal(part) for part in text.split(":"))
             if step <= 0 or last < first:
                 raise argparse.ArgumentTypeError(f"'{text}' is not a rising range first:last:step")
-            count = int((last - first) / step) + 1
-            if count > MOST_THRESHOLDS:
-                raise argparse.ArgumentTypeError(f"'{text}' is {count} thresholds, {MOST_THRESHOLDS} at most")
-            values = [first + i * step for i in range(count)]
+            if (last - first) / step >= MOST_THRESHOLDS:
+                raise argparse.ArgumentTypeError(f"'{text}' is more than {MOST_THRESHOLDS} thresholds")
+            values = [first + i * step for i in range(int((last - first) / step) + 1)]
         else:
             values = [Decimal(part) for part in text.split(",")]
     except (ArithmeticError, ValueError):

@@ -97,7 +97,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
-        return parallel.launch(main, argv, len(args.device_ids))
+        return parallel.launch(main, argv, args.device, args.device_ids)
 
     from pekit.detecting import run_detection
     from pekit.detection_results import DetectionSettings

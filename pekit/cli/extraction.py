@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
-from pekit.records import counted
+from pekit.records import UserError, counted
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 200  # photos whose EXIF orientation is read beforehand
@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extract(args: argparse.Namespace, argv: list[str]) -> int:
+    if args.dataset == "this-is-my" and args.split != "train":
+        raise UserError(f"--split {args.split} of this-is-my holds no reference photos: leave it out")
     models, loading = cli.model_settings(args), cli.loading_settings(args)
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept, args.split)
     photos = datasets.reference_photos(
@@ -60,7 +62,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
-        return parallel.launch(main, argv, len(args.device_ids))
+        return parallel.launch(main, argv, args.device, args.device_ids)
     looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
     if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
         log.info(

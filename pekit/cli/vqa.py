@@ -87,7 +87,7 @@ def _lvlm_options(group: argparse._ArgumentGroup) -> None:
         "--vlm_model",
         type=cli.checkpoint,
         help="Hub id, id@revision or folder of an image-text-to-text model of transformers, or openai:<name> for a "
-        "served one (without it, the set's: of paper, OpenGVLab/InternVL3-14B).",
+        "served one (the one of --models; of paper OpenGVLab/InternVL3-14B).",
     )
     group.add_argument(
         "--vlm_base_url", default="", metavar="URL",
@@ -208,7 +208,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     open_questions = not task.captions and any(not item.question.options for item in found.items[: args.limit])
     judge = None if args.dry_run or shard.rank else _judge(args, open_questions)
     if len(args.device_ids) > 1 and shard.world == 1 and not alone:
-        return parallel.launch(main, argv, len(args.device_ids))
+        return parallel.launch(main, argv, args.device, args.device_ids)
 
     from pekit import asking
     from pekit.vqa_runs import held
@@ -266,8 +266,8 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     request = args.caption_request or REQUEST
     if re.search(r"\bsks\d?\b", request) and args.grader != "none":
         log.warning(
-            "--caption_request tells the names, which a reply need only repeat, the baseline's too: --grader none "
-            "leaves replies that are no captions ungraded"
+            "--caption_request tells the names, so that a reply, also of the baseline, counts as right if it repeats "
+            "them: --grader none leaves replies ungraded"
         )
     where = args.data_folder, args.dataset, args.multi_concept
     part = datasets.positive_part(args.dataset, args.multi_concept, args.split)
@@ -300,7 +300,7 @@ def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
     without = dict.fromkeys(item.subject for item in found.items if args.task == "tqa" and not item.question.context)
     if without:
         names = ", ".join(list(without)[: questions.SHOWN])
-        log.warning("there is no description (--descriptions) of some, whose questions are asked alone: %s", names)
+        log.warning("without a description (--descriptions), so that their questions are asked alone: %s", names)
 
 
 def _settings(args: argparse.Namespace) -> VqaSettings:
