@@ -23,8 +23,8 @@ from benchmarks.measuring import parser, report, rounds, start
 from benchmarks.published import build
 from benchmarks.released import draw_masks, match, merge, pool
 from pekit.cli import MODEL_SETS, positive
-from pekit.datasets import open_image, squash
 from pekit.features import normalised
+from pekit.photos import open_image, squash
 from pekit.pictures import Task, load_batches
 from pekit.pipeline import Recognizer, extract_views, match_photos
 from pekit.records import Concept, Gallery, LoadingSettings, ModelSettings, Photo, UserError

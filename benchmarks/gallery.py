@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from benchmarks.measuring import in_turn, parser, report, start
 from pekit import gallery
-from pekit.datasets import concept_of_folder
 from pekit.hub import pick_device
+from pekit.names import concept_of_folder
 from pekit.records import View
 from pekit.retrieval import CHUNK_VIEWS, Matcher
 from pekit.views import save_view, view_file, view_name

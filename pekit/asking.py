@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from pekit import results
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query
-from pekit.datasets import open_image
 from pekit.files import digest_if_readable, fitting, naming
 from pekit.gallery import identity, load_gallery
 from pekit.grading import Judge
 from pekit.hub import identify, pick_device
 from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
 from pekit.parallel import Shard, agree, gather, joined
+from pekit.photos import open_image
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, PhotoError, UserError

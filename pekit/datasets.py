@@ -6,20 +6,15 @@ published ones, so a person's own photos in one of the three layouts work as wel
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
-from pekit.records import Concept, Photo, PhotoError, UserError, counted
+from pekit.names import concept_of_folder, folded, natural_key, published, resolve_name, without_category
+from pekit.records import Concept, Photo, UserError, counted
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +22,6 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"]
 )
 NOT_CONCEPTS = frozenset({"docs", "negative_example", "__macosx"})
-LFS_POINTER = b"version https://git-lfs"
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 # Folder names under which people keep each data set, the published one first; compared without case.
 ROOTS = {
@@ -47,83 +40,7 @@ MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the conce
 DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
 
 
-@cache
-def _published() -> dict:
-    return json.loads((Path(__file__).parent / "concepts.json").read_text(encoding="utf-8"))
-
-
-def published(dataset: str, multi_concept: bool = False) -> tuple[str, ...]:
-    """The published concept names of a data set, in the order of its per-concept arrays."""
-    return tuple(_published()[f"{dataset} multi-concept" if multi_concept else dataset])
-
-
-def name_map(kind: str) -> dict[str, str]:
-    """The released name maps of this-is-my: kind "display" (apostrophes) or "invented"."""
-    return _published()[f"this-is-my {kind} names"]
-
-
-def natural_key(name: str) -> tuple:
-    """Sort key under which ``2.png`` comes before ``10.png``; no two names have the same."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts), name
-
-
-# --- names --------------------------------------------------------------------------------------------------------
-
-
-def without_category(folder: str) -> str:
-    """Drop the last ``-category`` part: ``pig-cup-cup`` -> ``pig-cup``, ``Alexs hat-hat`` -> ``Alexs hat``."""
-    return folder.rpartition("-")[0] or folder
-
-
-def concept_of_folder(dataset: str, folder: str) -> Concept:
-    """The concept that a folder of photos stands for.
-
-    The grounding prompt is the folder's name in lower case, ``-`` read as a space, closed with a full stop
-    (the released extraction's wording).
-    """
-    prompt = folder.lower().replace("-", " ").strip().rstrip(".") + "."
-    if dataset == "this-is-my":
-        short = without_category(folder)
-        name = name_map("display").get(short, short)
-    else:
-        name = folder.replace("_", " ")
-    return Concept(folder, prompt, name)
-
-
-@cache  # question files name the same concepts again and again
-def folded(name: str) -> str:
-    """A name without what does not tell names apart: case, ``_``, apostrophes, forms of accented letters."""
-    name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
-    return re.sub(r"[\s_]+", " ", name).strip().casefold()
-
-
-def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
-    """Find the concept that a short, display or folder name means.
-
-    "Casey" is "Casey-man", "Caseys boosted board" is "Caseys boosted board-skateboard", and a list name such as
-    "pig-cup-cup" is the folder "pig-cup". Case, ``_`` and apostrophes do not matter.
-
-    Returns:
-        The concept, or None where no concept has that name.
-
-    Raises:
-        UserError: several concepts have it.
-    """
-    concepts = tuple(concepts)
-    for wanted, name_of in (
-        (short, lambda concept: concept.key),
-        (short, lambda concept: concept.name),
-        (short, lambda concept: without_category(concept.key)),
-        (without_category(short), lambda concept: concept.key),
-    ):
-        found = [concept for concept in concepts if folded(name_of(concept)) == folded(wanted)]
-        if len(found) > 1:
-            folders = " or ".join(concept.key for concept in found)
-            raise UserError(f'"{short}" may mean the concept {folders}: use the whole name, or rename one folder')
-        if found:
-            return found[0]
-    return None
+# --- order --------------------------------------------------------------------------------------------------------
 
 
 def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
@@ -442,64 +359,6 @@ def _names(folder: Path) -> str:
     return ", ".join(f"'{entry.name}'" for entry in concept_folders(folder)) or "no folders"
 
 
-# --- photos -------------------------------------------------------------------------------------------------------
-
-
-def open_image(path: Path, exif: bool = False) -> Image.Image:
-    """Decode a photo to RGB as the published codes do: alpha is dropped, EXIF orientation ignored unless asked for.
-
-    Returns:
-        An RGB image of the photo's own size.
-
-    Raises:
-        PhotoError: the file is missing, damaged, no image, or a Git LFS pointer.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise PhotoError(f"{path} is a Git LFS pointer, not the photo: run 'git lfs pull' in its repository")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its size, or of what is dropped here anyway, such as transparency
-            with Image.open(path) as image:
-                image.load()
-                if exif:
-                    from PIL import ImageOps
-
-                    ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
-    except PhotoError:
-        raise
-    except FileNotFoundError:
-        raise PhotoError(f"{path} is not there") from None
-    except UnidentifiedImageError:
-        raise PhotoError(f"{path} cannot be read as an image: {_unknown_kind(path)}") from None
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise PhotoError(f"{path} has more than {most} megapixels: shrink it") from None
-    except Exception as error:  # a damaged photo makes the decoders raise anything, MemoryError and TypeError among it
-        raise PhotoError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
-
-
-def _unknown_kind(path: Path) -> str:
-    """What a file is that Pillow does not know."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    if not head:
-        return "it is empty"
-    if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS:
-        return "it is a HEIC photo: convert it to JPEG or PNG"
-    return "it is of no known kind"
-
-
-def is_turned(path: Path) -> bool:
-    """Whether a photo has an EXIF orientation that moves its pixels; not where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # reading the photo says what is wrong with it
-        return False
-
-
 def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
     """Say where photos lie beside or below the folders that they are read from."""
     beside = [file.name for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
@@ -511,22 +370,6 @@ def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
             hidden = below.name.startswith(".") or below.name.lower() in NOT_CONCEPTS
             if below.is_dir() and not hidden and list_photos(below):
                 log.warning("%s: photos in folders inside a concept's folder are not read", below)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: Pillow's own conversion clips at 255
-        values = np.asarray(image).astype(np.float64)
-        most = values.max(initial=0)
-        scale = 1.0 if most <= 255 and image.mode in ("F", "I") else 255.0 / 65535.0
-        if image.mode == "F" and most <= 1:  # the other habit of floating-point pictures
-            scale = 255.0
-        image = Image.fromarray(np.rint(np.clip(values * scale, 0, 255)).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def squash(image: Image.Image, size: int) -> Image.Image:
-    """The whole photo at size x size, aspect ratio not kept, antialiased bilinear (method, step 1)."""
-    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def views_folder(features_folder: Path, dataset: str, multi_concept: bool, grounding_sam: bool) -> Path:

@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from pekit import results
-from pekit.datasets import Unit, open_image
+from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.files import fitting, naming
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
 from pekit.hub import identify, versions
 from pekit.parallel import Shard, agree, first, gather
+from pekit.photos import open_image
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
 from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError, counted

@@ -22,7 +22,7 @@ from pekit.records import UserError
 class PatchFeatures:
     """DINOv2 as a function from squashed pictures to patch grids.
 
-    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
+    ``prepare`` makes its input of a picture from ``photos.open_image`` and ``photos.squash``.
 
     Args:
         source: checkpoint, as ``--dino_model`` takes it.

@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from pekit.datasets import MASKED, natural_key
+from pekit.datasets import MASKED
 from pekit.files import replacing
+from pekit.names import natural_key
 from pekit.records import Concept, Gallery, UserError, counted
 from pekit.views import MANIFEST, load_view, split_name, view_name
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from pekit.datasets import open_image, squash
 from pekit.files import digest_if_readable
+from pekit.photos import open_image, squash
 from pekit.records import LoadingSettings, Photo, PhotoError, UserError
 
 ROTATION_LIMIT = 30

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from pekit.datasets import folded, name_map, without_category
+from pekit.names import folded, name_map, without_category
 from pekit.records import Concept, Detection
 
 COLOURS = ("blue", "red", "green", "purple", "orange", "pink", "gray", "yellow")

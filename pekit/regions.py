@@ -66,7 +66,7 @@ class Found:
 class Grounder:
     """Grounding DINO: squashed pictures and words to scored boxes.
 
-    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
+    ``prepare`` makes its input of a picture from ``photos.open_image`` and ``photos.squash``.
 
     Args:
         source: checkpoint, as ``--grounding_model`` takes it.
@@ -121,7 +121,7 @@ class Grounder:
 class Segmenter:
     """SAM: masks from boxes, or of everything.
 
-    ``prepare`` makes its input of a picture from ``datasets.open_image`` and ``datasets.squash``.
+    ``prepare`` makes its input of a picture from ``photos.open_image`` and ``photos.squash``.
 
     Args:
         source: checkpoint, as ``--sam_model`` takes it.

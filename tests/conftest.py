@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +131,28 @@ def picture(seed: int, size: tuple[int, int] = (80, 60), mode: str = "RGB") -> I
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def broken(kind: str) -> bytes:
+    """A photo with damage that its decoder does not expect: Pillow raises the error named beside it."""
+    file = io.BytesIO()
+    if kind == "DDS":  # flags of a pixel format that there is not: NotImplementedError
+        picture(8).save(file, kind)
+        content = bytearray(file.getvalue())
+        content[80:84] = (16).to_bytes(4, "little")
+        return bytes(content)
+    if kind == "JPEG":  # turned by 90 degrees, a resolution that is text: TypeError
+        tags = [(0x0112, 3, 1, b"\0\6\0\0"), (0x011A, 2, 4, b"two\0")]
+        entries = b"".join(struct.pack(">HHI4s", *tag) for tag in tags)
+        exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4)
+        picture(8).save(file, kind, exif=exif)
+        return file.getvalue()
+    return {
+        "JPEG2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
+        + struct.pack(">I4sQ", 1, b"jp2h", 2**52),  # a header of 2^52 bytes: MemoryError
+        "PPM": b"P3 is where the path begins.\n",  # ValueError
+        "PNG": b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 3, b"IHDR") + bytes(7),  # ValueError
+    }[kind]
 
 
 def write_photos(folder: Path, names: Sequence[str], seed: int = 0, size: tuple[int, int] = (80, 60)) -> None:

@@ -2,123 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import os
 import shutil
-import struct
 from contextlib import suppress
-from itertools import permutations
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import picture, write_multi, write_photos, write_this_is_my, write_yollava
-from PIL import Image
+from conftest import broken, picture, write_multi, write_photos, write_this_is_my, write_yollava
 
 from pekit import datasets
-from pekit.records import PhotoError, UserError
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
-
-
-def broken(kind: str) -> bytes:
-    """A photo with damage that its decoder does not expect: Pillow raises the error named beside it."""
-    file = io.BytesIO()
-    if kind == "DDS":  # flags of a pixel format that there is not: NotImplementedError
-        picture(8).save(file, kind)
-        content = bytearray(file.getvalue())
-        content[80:84] = (16).to_bytes(4, "little")
-        return bytes(content)
-    if kind == "JPEG":  # turned by 90 degrees, a resolution that is text: TypeError
-        tags = [(0x0112, 3, 1, b"\0\6\0\0"), (0x011A, 2, 4, b"two\0")]
-        entries = b"".join(struct.pack(">HHI4s", *tag) for tag in tags)
-        exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4)
-        picture(8).save(file, kind, exif=exif)
-        return file.getvalue()
-    return {
-        "JPEG2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
-        + struct.pack(">I4sQ", 1, b"jp2h", 2**52),  # a header of 2^52 bytes: MemoryError
-        "PPM": b"P3 is where the path begins.\n",  # ValueError
-        "PNG": b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s", 3, b"IHDR") + bytes(7),  # ValueError
-    }[kind]
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("dataset", "folder", "prompt"),
-        [
-            ("this-is-my", "Alexs hat-hat", "alexs hat hat."),
-            ("this-is-my", "Caseys boosted board-skateboard", "caseys boosted board skateboard."),
-            ("yollava", "pig-cup", "pig cup."),
-            ("yollava", "nha-tho-hcm", "nha tho hcm."),
-            ("myvlm", "Bull", "bull."),
-        ],
-    )
-    def test_grounding_prompt(self, dataset: str, folder: str, prompt: str) -> None:
-        assert datasets.concept_of_folder(dataset, folder).prompt == prompt
-
-    @pytest.mark.parametrize(
-        ("dataset", "folder", "name"),
-        [
-            ("this-is-my", "Alexs hat-hat", "Alex's hat"),
-            ("this-is-my", "Zaks dog kona-dog", "Zak's dog Kona"),
-            ("this-is-my", "Casey-man", "Casey"),
-            ("myvlm", "maeve_dog", "maeve dog"),
-        ],
-    )
-    def test_display_name(self, dataset: str, folder: str, name: str) -> None:
-        assert datasets.concept_of_folder(dataset, folder).name == name
-
-    @pytest.mark.parametrize(
-        ("short", "key"),
-        [
-            ("Casey", "Casey-man"),
-            ("Caseys boosted board", "Caseys boosted board-skateboard"),
-            ("Caseys friend marlan", "Caseys friend marlan-man"),
-            ("Zak", "Zak-man"),
-            ("Zaks dog coffee", "Zaks dog coffee-dog"),
-            ("Alex's hat", "Alexs hat-hat"),
-            ("Alexs hat-hat", "Alexs hat-hat"),
-            ("Nobody", None),
-        ],
-    )
-    def test_a_short_name_finds_its_folder(self, short: str, key: str | None) -> None:
-        names = datasets.published("this-is-my", multi_concept=True)
-        concepts = [datasets.concept_of_folder("this-is-my", name) for name in names]
-        found = datasets.resolve_name(short, concepts)
-        assert (found.key if found else None) == key
-
-    def test_a_short_name_of_two_folders_is_refused_and_their_own_names_are_not(self) -> None:
-        folders = ("anna-woman", "anna-dog", "anna mug-mug")
-        concepts = [datasets.concept_of_folder("this-is-my", folder) for folder in folders]
-        with pytest.raises(UserError, match='"Anna" may mean the concept anna-woman or anna-dog: use the whole name'):
-            datasets.resolve_name("Anna", concepts)
-        assert [datasets.resolve_name(own.key, concepts) for own in concepts] == concepts
-
-    def test_published_lists_have_their_lengths(self) -> None:
-        lengths = [len(datasets.published(name)) for name in ("myvlm", "yollava", "this-is-my")]
-        assert [*lengths, len(datasets.published("this-is-my", True))] == [29, 40, 14, 21]
-
-    def test_natural_order(self) -> None:
-        names = ["10.png", "2.png", "1.png", "v10_double.png", "v9.png", "img_2b.png", "img_10a.png"]
-        expected = ["1.png", "2.png", "10.png", "img_2b.png", "img_10a.png", "v9.png", "v10_double.png"]
-        assert sorted(names, key=datasets.natural_key) == expected
-
-    @pytest.mark.parametrize(
-        "expected",
-        [
-            ["01.png", "1.png", "2.png"],
-            ["IMG_1.png", "img_1.png", "img_2.png"],
-            ["5", "5\u00b2", "6"],
-            ["\u0663", "4"],  # an Arabic three
-            ["a", "a1", "a1b"],
-        ],
-    )
-    def test_natural_order_does_not_depend_on_the_order_before(self, expected: list[str]) -> None:
-        for names in permutations(expected):
-            assert sorted(names, key=datasets.natural_key) == expected
+from pekit.names import published
+from pekit.photos import open_image
+from pekit.records import UserError
 
 
 class TestConcepts:
@@ -135,11 +31,11 @@ class TestConcepts:
         assert "pig-cup" not in warning.split("not in the published")[0].split("missing")[1]
 
     def test_all_published_ones_give_no_warning(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        for name in reversed(datasets.published("myvlm")):
+        for name in reversed(published("myvlm")):
             write_photos(tmp_path / "myvlm/data" / name.replace(" ", "_"), ["a.jpg"])
         with caplog.at_level(logging.WARNING):
             concepts = datasets.read_concepts(tmp_path, "myvlm")
-        assert [concept.key.replace("_", " ") for concept in concepts] == list(datasets.published("myvlm"))
+        assert [concept.key.replace("_", " ") for concept in concepts] == list(published("myvlm"))
         assert not caplog.records
 
     def test_own_concepts_come_in_natural_order(self, tmp_path: Path) -> None:
@@ -208,7 +104,7 @@ class TestReferencePhotos:
         (folder / "scores.json").write_text("{}")
         expected = ["1.JPG", "2.PNG", "3", "4.dat", "5.jpg", "8.jpeg", "10.jpeg"]
         assert [path.name for path in datasets.list_photos(folder)] == [f"maeve_dog_{name}" for name in expected]
-        assert datasets.open_image(folder / "maeve_dog_5.jpg").size == (80, 60)
+        assert open_image(folder / "maeve_dog_5.jpg").size == (80, 60)
 
     @pytest.mark.parametrize("kind", ["DDS", "JPEG2000", "PPM", "PNG"])
     def test_damaged_files_without_an_images_suffix_do_not_count(self, tmp_path: Path, kind: str) -> None:
@@ -410,90 +306,6 @@ class TestQueryPhotos:
             assert [unit.name for unit in units] == ["Alex_and_Alexs hat"]
 
 
-class TestOpenImage:
-    @pytest.mark.parametrize("mode", ["RGB", "L", "1", "LA", "P", "CMYK", "YCbCr"])
-    def test_any_mode_becomes_rgb(self, tmp_path: Path, mode: str) -> None:
-        source = picture(5).convert(mode)
-        source.save(tmp_path / "x.tif" if mode in ("CMYK", "YCbCr") else tmp_path / "x.png")
-        image = datasets.open_image(next(tmp_path.iterdir()))
-        assert (image.mode, image.size) == ("RGB", (80, 60))
-        expected = np.asarray(source.convert("RGB")).astype(int)
-        assert np.abs(np.asarray(image).astype(int) - expected).max() <= 2
-
-    def test_alpha_is_dropped_not_blended(self, tmp_path: Path) -> None:
-        values = np.full((4, 4, 4), (10, 200, 30, 0), dtype=np.uint8)  # wholly transparent
-        Image.fromarray(values).save(tmp_path / "x.png")
-        assert (np.asarray(datasets.open_image(tmp_path / "x.png")) == (10, 200, 30)).all()
-
-    def test_sixteen_bit_grey_is_scaled_not_clipped(self, tmp_path: Path) -> None:
-        values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)  # 0, 1, 128 and 255 times 257
-        Image.fromarray(values).save(tmp_path / "x.png")
-        found = np.asarray(datasets.open_image(tmp_path / "x.png"))
-        np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
-        np.testing.assert_array_equal(found[0], found[0, :, :1].repeat(3, axis=1))
-
-    @pytest.mark.parametrize("top", [1, 255, 65535])
-    def test_floating_point_grey_in_each_of_its_ranges(self, tmp_path: Path, top: float) -> None:
-        Image.fromarray(np.array([[0, 0.2, 0.6, 1]], dtype=np.float32) * top).save(tmp_path / "x.tif")
-        found = np.asarray(datasets.open_image(tmp_path / "x.tif"))
-        np.testing.assert_array_equal(found[0, :, 0], [0, 51, 153, 255])
-
-    def test_a_photo_too_large_is_told_what_to_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
-        Image.new("RGB", (2000, 1500)).save(tmp_path / "x.png")  # above the limit, below twice the limit
-        assert datasets.open_image(tmp_path / "x.png").size == (2000, 1500)
-        Image.new("RGB", (2500, 2000)).save(tmp_path / "x.png")
-        with pytest.raises(PhotoError, match=r"x\.png has more than 4 megapixels: shrink it"):
-            datasets.open_image(tmp_path / "x.png")
-
-    def test_exif_orientation_only_where_asked_for(self, tmp_path: Path) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6  # turn by 90°
-        picture(6).save(tmp_path / "x.jpg", exif=exif)
-        assert datasets.open_image(tmp_path / "x.jpg").size == (80, 60)
-        assert datasets.open_image(tmp_path / "x.jpg", exif=True).size == (60, 80)
-
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [
-            (POINTER, "git lfs pull"),
-            (b"", "cannot be read as an image: it is empty"),
-            (b"this is no image", "cannot be read as an image: it is of no known kind"),
-            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC photo: convert it"),
-            ("half", "cannot be read"),
-            (None, "not there"),
-        ],
-    )
-    def test_what_cannot_be_read_is_named(self, tmp_path: Path, content: bytes | str | None, words: str) -> None:
-        file = tmp_path / "x.png"
-        if content == "half":
-            picture(7).save(file)
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        elif isinstance(content, bytes):
-            file.write_bytes(content)
-        with pytest.raises(PhotoError, match=words) as error:
-            datasets.open_image(file)
-        assert "x.png" in str(error.value) and "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("kind", ["DDS", "JPEG2000", "JPEG", "PPM", "PNG"])
-    def test_damage_of_any_kind_is_named(self, tmp_path: Path, kind: str) -> None:
-        (tmp_path / "x.png").write_bytes(broken(kind))
-        with pytest.raises(PhotoError, match=r"x\.png cannot be read as an image: \w"):
-            datasets.open_image(tmp_path / "x.png", exif=True)
-
-    def test_squash_keeps_no_aspect_ratio_and_antialiases(self) -> None:
-        stripes = np.zeros((100, 200, 3), dtype=np.uint8)
-        stripes[:, ::2] = 200  # stripes one pixel wide: any antialiased reduction of four gives flat grey
-        found = np.asarray(datasets.squash(Image.fromarray(stripes), 50))
-        assert found.shape == (50, 50, 3)
-        assert np.abs(found[:, 2:-2].astype(int) - 100).max() <= 1
-
-    def test_squash_bilinearly(self) -> None:
-        image = Image.fromarray(np.array([[[0] * 3, [200] * 3]], dtype=np.uint8))
-        row = np.asarray(datasets.squash(image, 4))[0, :, 0]
-        np.testing.assert_array_equal(row, [0, 50, 150, 200])
-
-
 def test_names_in_another_encoding_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "YoLLaVA/train/mug"
     folder.mkdir(parents=True)
@@ -506,11 +318,3 @@ def test_names_in_another_encoding_are_named(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(folder.parent) + b"/caf\xe9")
     with pytest.raises(UserError, match=r"train/caf\\xe9: its name is not in UTF-8"):
         datasets.read_concepts(tmp_path, "yollava")
-
-
-def test_concepts_are_the_published_ones() -> None:
-    """The bundled lists as the released code spells them, at places checked one by one."""
-    assert datasets.published("myvlm")[:2] == ("colorful teapot", "sheep plush")
-    assert datasets.published("yollava")[-1] == "shiba-black-black plush"
-    assert datasets.published("this-is-my")[13] == "Nikkis car-car"
-    assert json.dumps(datasets.name_map("invented")).count("Vex") == 1

@@ -43,9 +43,10 @@ from transformers import GroundingDinoForObjectDetection
 from pekit import detecting, regions, results
 from pekit.cli import extraction
 from pekit.cli.detection import main
-from pekit.datasets import Unit, concept_of_folder
+from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.features import PatchFeatures
+from pekit.names import concept_of_folder
 from pekit.pipeline import Matches
 from pekit.records import Gallery, Photo, PhotoError, Regions
 

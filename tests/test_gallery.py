@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pekit import gallery, retrieval
-from pekit.datasets import concept_of_folder
+from pekit.names import concept_of_folder
 from pekit.records import Concept, Gallery, UserError, View
 from pekit.views import MANIFEST, save_view, view_file
 

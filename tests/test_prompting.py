@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pekit.datasets import concept_of_folder
+from pekit.names import concept_of_folder
 from pekit.prompting import TASKS, Wording, box_prompt, draw_boxes, text_prompt, with_options
 from pekit.records import Detection
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from vqa_fixtures import write_json
 
-from pekit.datasets import concept_of_folder, published
+from pekit.names import concept_of_folder, published
 from pekit.questions import (
     concepts_of_key,
     find_descriptions,
@@ -264,7 +264,7 @@ def test_text_only_questions_that_name_photos_are_told(tmp_path: Path, caplog: p
         ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": "both"}}}', ["'both'"]),
         ('{"bo": {"0": {"question": "?", "options": {"A": "red", "B": "green"}, "answer": "Blue"}}}', ["'Blue'"]),
         ('{"bo": {"0": {"question": "?", "options": {"A": "a cat", "B": "the cat"}, "answer": "Cat"}}}', ["'Cat'"]),
-        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": ""}}}', ["none of its options"]),
+        ('{"bo": {"0": {"question": "?", "options": {"A": "x", "B": "y"}, "answer": ""}}}', ["not one of its options"]),
         ('{"bo": {"0": {"question": null, "answer": "A"}}}', ["'bo'", "'0'", "question"]),
         ('{"bo": {"0": {"question": "?", "options": "A or B", "answer": "A"}}}', ["options"]),
         ('{"bo": {"0": {"question": "?", "answer": ["red", "blue"]}}}', ["'bo'", "correct_answer", "text"]),

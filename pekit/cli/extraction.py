@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
+from pekit.photos import is_turned
 from pekit.records import UserError, counted
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     if len(args.device_ids) > 1 and shard.world == 1:
         return parallel.launch(main, argv, args.device, args.device_ids)
     looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
-    if turned := sum(datasets.is_turned(photo.path) for photo in looked_at):
+    if turned := sum(is_turned(photo.path) for photo in looked_at):
         log.info(
             "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
             "--exif True turns them",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from pekit.datasets import squash
+from pekit.photos import squash
 from pekit.regions import Grounder
 from pekit.sample.drawing import CATEGORIES, Scene, draw_scene, random_instance, random_scene
 from pekit.sample.evaluate import Row

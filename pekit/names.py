@@ -1,0 +1,88 @@
+"""Names of concepts: as folders, grounding prompts, and texts spell them; the published ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from pekit.records import Concept, UserError
+
+
+@cache
+def _published() -> dict:
+    return json.loads((Path(__file__).parent / "concepts.json").read_text(encoding="utf-8"))
+
+
+def published(dataset: str, multi_concept: bool = False) -> tuple[str, ...]:
+    """The published concept names of a data set, in the order of its per-concept arrays."""
+    return tuple(_published()[f"{dataset} multi-concept" if multi_concept else dataset])
+
+
+def name_map(kind: str) -> dict[str, str]:
+    """The released name maps of this-is-my: kind "display" (apostrophes) or "invented"."""
+    return _published()[f"this-is-my {kind} names"]
+
+
+def natural_key(name: str) -> tuple:
+    """Sort key under which ``2.png`` comes before ``10.png``; no two names have the same."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts), name
+
+
+def without_category(folder: str) -> str:
+    """Drop the last ``-category`` part: ``pig-cup-cup`` -> ``pig-cup``, ``Alexs hat-hat`` -> ``Alexs hat``."""
+    return folder.rpartition("-")[0] or folder
+
+
+def concept_of_folder(dataset: str, folder: str) -> Concept:
+    """The concept that a folder of photos stands for.
+
+    The grounding prompt is the folder's name in lower case, ``-`` read as a space, closed with a full stop
+    (the released extraction's wording).
+    """
+    prompt = folder.lower().replace("-", " ").strip().rstrip(".") + "."
+    if dataset == "this-is-my":
+        short = without_category(folder)
+        name = name_map("display").get(short, short)
+    else:
+        name = folder.replace("_", " ")
+    return Concept(folder, prompt, name)
+
+
+@cache  # question files name the same concepts again and again
+def folded(name: str) -> str:
+    """A name without what does not tell names apart: case, ``_``, apostrophes, forms of accented letters."""
+    name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
+    return re.sub(r"[\s_]+", " ", name).strip().casefold()
+
+
+def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
+    """Find the concept that a short, display or folder name means.
+
+    "Casey" is "Casey-man", "Caseys boosted board" is "Caseys boosted board-skateboard", and a list name such as
+    "pig-cup-cup" is the folder "pig-cup". Case, ``_`` and apostrophes do not matter.
+
+    Returns:
+        The concept, or None where no concept has that name.
+
+    Raises:
+        UserError: several concepts have it.
+    """
+    concepts = tuple(concepts)
+    for wanted, name_of in (
+        (short, lambda concept: concept.key),
+        (short, lambda concept: concept.name),
+        (short, lambda concept: without_category(concept.key)),
+        (without_category(short), lambda concept: concept.key),
+    ):
+        found = [concept for concept in concepts if folded(name_of(concept)) == folded(wanted)]
+        if len(found) > 1:
+            folders = " or ".join(concept.key for concept in found)
+            raise UserError(f'"{short}" may mean the concept {folders}: use the whole name, or rename one folder')
+        if found:
+            return found[0]
+    return None
