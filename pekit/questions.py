@@ -22,7 +22,7 @@ from typing import Any
 
 from pekit.datasets import IMAGE_SUFFIXES, ROOTS, check_part, concept_folders, find_root, split_folder
 from pekit.files import digest_of
-from pekit.grading import exact_match
+from pekit.matching import exact_match
 from pekit.names import concept_of_folder, folded, published, resolve_name, without_category
 from pekit.records import Concept, Question, UserError
 

@@ -26,7 +26,8 @@ from pekit import datasets
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.cli import extraction
 from pekit.cli.vqa import main
-from pekit.grading import grade, named_in
+from pekit.grading import grade
+from pekit.matching import named_in
 from pekit.records import View
 from pekit.views import save_view, view_file
 

@@ -13,17 +13,8 @@ from vqa_fixtures import NO_COMPLETIONS, SECRET, ChatServer, prompt_of
 from pekit import grading
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.chat import Endpoint, Patience
-from pekit.grading import (
-    JUDGE_INSTRUCTION,
-    Judge,
-    JudgeSettings,
-    exact_match,
-    grade,
-    read_judge_settings,
-    read_verdict,
-    released_letter,
-    strict_letter,
-)
+from pekit.grading import JUDGE_INSTRUCTION, Judge, JudgeSettings, grade, read_judge_settings, read_verdict
+from pekit.matching import exact_match, released_letter, strict_letter
 from pekit.records import UserError
 from pekit.vqa_results import tally
 

@@ -37,6 +37,7 @@ from pekit.answers import BASELINE, PERSONALISED, Answer, Query, Verdict
 from pekit.cli import detection, extraction
 from pekit.cli.vqa import main
 from pekit.parallel import PeerLostError
+from pekit.planning import choose_regions
 from pekit.records import Detection, UserError, View
 from pekit.views import save_view, view_file
 from pekit.vqa_results import summarise, summary_text
@@ -425,12 +426,12 @@ def test_names_of_each_task(
 
 def test_other_concepts_do_not_share_an_outlined_region() -> None:
     located = [Detection("b", 0.9, HERE), Detection("a", 0.8, HERE), Detection("c", 0.7, THERE)]
-    chosen, not_found = asking.choose_regions(("a", "z"), located, others=8)
+    chosen, not_found = choose_regions(("a", "z"), located, others=8)
     assert [d.concept for d in chosen] == ["a", "c"] and not_found == ("z",)
     many = [Detection(str(n), 1 - n / 100, (n / 100, 0.0, 1.0, 1.0)) for n in range(20)]
-    assert [d.concept for d in asking.choose_regions(("5",), many, 8)[0]] == ["5", "0", "1", "2", "3", "4", "6", "7"]
-    assert [d.concept for d in asking.choose_regions(("5",), many, 1)[0]] == ["5", "0"]
-    assert [d.concept for d in asking.choose_regions(("5", "3"), many, 0)[0]] == ["5", "3"]
+    assert [d.concept for d in choose_regions(("5",), many, 8)[0]] == ["5", "0", "1", "2", "3", "4", "6", "7"]
+    assert [d.concept for d in choose_regions(("5",), many, 1)[0]] == ["5", "0"]
+    assert [d.concept for d in choose_regions(("5", "3"), many, 0)[0]] == ["5", "3"]
 
 
 def test_threshold_leaves_concepts_out_and_says_so(ask: Call, tmp_path: Path) -> None:

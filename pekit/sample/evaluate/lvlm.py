@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pekit.grading import released_letter
 from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.matching import released_letter
 from pekit.prompting import box_prompt, draw_boxes, with_options
 from pekit.records import Detection
 from pekit.sample.benchmark import SIZES
