@@ -33,6 +33,7 @@ class LvlmSettings:
         source: hub id, ``id@revision``, local folder, or ``openai:<name>`` for a served model.
         base_url: address of the server; empty for OpenAI's own.
         prompt_style: "released", "plain", or "" for released where the model is an InternVL.
+        system_message: what the system says before the user's turn; None for nothing.
         max_new_tokens: longest reply.
         batch_size: questions per generation, halved when memory is short; 0 starts with 8.
         device: as ``--device``.
@@ -46,6 +47,7 @@ class LvlmSettings:
     source: str
     base_url: str = ""
     prompt_style: str = ""
+    system_message: str | None = None
     max_new_tokens: int = 50
     batch_size: int = 1
     device: str = "auto"
@@ -265,13 +267,15 @@ class LocalLvlm(Lvlm):
                 batch = batch[len(piece) :]
 
     def conversation(self, request: Request) -> list[dict]:
-        """The user's turn in the form that chat templates take."""
+        """The system's message, where there is one, and the user's turn in the form that chat templates take."""
         parts = wrap(request.prompt, self._style, request.image is not None, self._line_break)
         content = [
             {"type": "image", "image": request.image} if part is IMAGE else {"type": "text", "text": part}
             for part in parts
         ]
-        return [{"role": "user", "content": content}]
+        said = [{"type": "text", "text": self._settings.system_message}]
+        system = [{"role": "system", "content": said}] if self._settings.system_message else []
+        return [*system, {"role": "user", "content": content}]
 
     def _inputs(self, batch: Sequence[Request]) -> Any:
         """What the model is given of requests, all with photos or all without."""
@@ -355,6 +359,7 @@ class ServedLvlm(Lvlm):
         self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
         self._line_break = "" if name.lower().endswith("-hf") else "\n"  # the ports' chat template breaks the line
         self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
+        self._system = [{"role": "system", "content": settings.system_message}] if settings.system_message else []
 
     def describe(self) -> dict:
         served = {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
@@ -374,7 +379,7 @@ class ServedLvlm(Lvlm):
         started = time.perf_counter()
         try:
             text, _ = self._chat.ask(
-                [{"role": "user", "content": content}],
+                [*self._system, {"role": "user", "content": content}],
                 str.strip,  # an empty reply is a reply, as it is of a local model
                 temperature=0,
                 max_tokens=self._max_new_tokens,

@@ -214,6 +214,16 @@ def test_plain_style(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == ("<|im_start|>user\n<img></img>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_a_system_message_stands_before_the_turn(internvl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lvlm = loaded(internvl, prompt_style="plain", system_message="Be brief.", max_new_tokens=1)
+    given = inputs_of(lvlm, photo_requests(PROMPTS[:1]), monkeypatch)
+    text = lvlm._processor.batch_decode(given["input_ids"])[0].replace("<IMG_CONTEXT>", "")
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<img></img>\nWhat colour is it?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
 def test_one_tile_even_where_the_checkpoint_cuts_photos_up(internvl: Path, tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     folder = tmp_path / "cutting"
@@ -552,6 +562,13 @@ def test_released_wrap_when_served(no_key: pytest.MonkeyPatch) -> None:
     texts = [[part.get("text") for part in body["messages"][0]["content"]] for body in server.bodies]
     broken, whole = ["USER: ", None, "\nWhy?\nASSISTANT:"], ["USER: ", None, "Why?\nASSISTANT:"]
     assert texts == [broken, broken, whole, whole]
+
+
+def test_a_system_message_when_served(no_key: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda body, n: "A") as server:
+        list(served(server, system_message="Be brief.").answers([Request(0, None, "Why?")]))
+    [system, user] = server.bodies[0]["messages"]
+    assert system == {"role": "system", "content": "Be brief."} and user["role"] == "user"
 
 
 def test_as_many_requests_at_once_as_asked_for_and_no_photo_sooner(no_key: pytest.MonkeyPatch) -> None:

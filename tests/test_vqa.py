@@ -748,6 +748,7 @@ def test_resume_refuses_what_replies_depend_on(ask: Call, nowhere: dict, tmp_pat
             ("--detect_thresh", 0.5), ("--prompt_style", "released"), ("--task", "vqa_names"), ("--limit", 2),
             ("--seed", 7), ("--n_training_views", 2), ("--dino_img_size", 224),
             ("--dtype", "bfloat16"), ("--vlm_model", "openai:other"), ("--vlm_dtype", "bfloat16"),
+            ("--system_message", "Be brief."),
         ):  # fmt: skip
             assert_refused(ask("--resume", run, option, value), str(run), f"another {option} ")
         assert len(server.bodies) == 3

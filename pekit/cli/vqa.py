@@ -102,6 +102,12 @@ def _lvlm_options(group: argparse._ArgumentGroup) -> None:
         help="released: 'USER: <image>\\n...\\nASSISTANT:' inside the model's chat template, as published (InternVL's "
         "default); plain: photo and prompt (the others' default).",
     )  # fmt: skip
+    group.add_argument(
+        "--system_message",
+        type=cli.sentence,
+        metavar="TEXT",
+        help="A system message to begin with (none).",
+    )
     group.add_argument("--max_new_tokens", type=cli.positive, default=50, help="Longest reply in tokens (50).")
     cli.add_flag(group, "--trust_remote_code", "Let the LVLM's own code from the hub run on this machine.")
     group.add_argument(
@@ -319,6 +325,7 @@ def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
         source=args.vlm_model or cli.model_set(args.models)["lvlm"],
         base_url=args.vlm_base_url,
         prompt_style=args.prompt_style,
+        system_message=args.system_message,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         device=args.device,
