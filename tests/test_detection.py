@@ -810,8 +810,10 @@ class TestGoingOn:
         with monkeypatch.context() as finished:  # nothing is left for the models to do
             finished.setattr(detecting, "match_photos", lambda *_: pytest.fail("photos were looked at again"))
             assert_ran(call(main, *run))
+        arrays = {path.name for path in (small / "r").glob("*.npy")}
+        assert len(arrays) == 4
         assert files_of(run_folder(small / "r")).keys() == {
-            "config.json", "metrics.json", "predictions.jsonl", "summary.json"
+            "config.json", "metrics.json", "predictions.jsonl", "summary.json", *arrays
         }  # fmt: skip
 
     def test_after_a_stop_while_a_photo_is_drawn(
