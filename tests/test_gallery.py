@@ -113,7 +113,7 @@ def test_augmentations_that_are_not_there_are_told(stored, monkeypatch, caplog, 
     for photo in range(3):
         view_file(folder, "red-mug", f"v{photo}", 1).unlink()
     gallery.load_gallery(folder, concepts, "augment", 5, seed=1)
-    assert "3 of 13 photos have fewer than 2 views, such as red-mug/v0: the same extraction.py" in caplog.text
+    assert "3 of 13 photos have fewer than 2 views, such as red-mug/v0: run the same extraction.py" in caplog.text
     caplog.clear()
     gallery.load_gallery(folder, concepts, "normal", 5, seed=1)
     assert "views, such as" not in caplog.text.replace("have views of fewer", "")
