@@ -273,7 +273,7 @@ def test_looks_are_asked_of_patches_and_boxes() -> None:
 def test_shipped_checkpoint_tells_held_out_instances_apart() -> None:
     rows = {row.asked: row.value for row in evaluate(CHECKPOINT, seed=11, n_groups=5)}
     figures = {kind: rows[asked] for kind, (asked, _) in PAIRS.items()}
-    # Guards of what is shipped (0.86, 0.02, 0.00 and 0.00 on the card's larger draw), not all of what was aimed at;
+    # Guards of what is shipped (0.87, 0.02, 0.00 and 0.00 on the card's larger draw), not all of what was aimed at;
     # things of another category in the very same paint are the known weakness there and are left out.
     assert figures["same"] >= 0.80
     assert figures["look-alike"] <= 0.10
