@@ -46,6 +46,11 @@ class Shard:
         return list(items[self.rank :: self.world])
 
 
+def usable_cores() -> int:
+    """How many cores this process may use: on Linux those that a cluster's scheduler allots, elsewhere all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def current_shard() -> Shard:
     """Read the place that ``torchrun`` (or ``launch``) gave this process."""
     read = os.environ.get

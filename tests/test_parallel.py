@@ -29,10 +29,12 @@ from conftest import (
     write_yollava,
 )
 
+from pekit import cli
 from pekit.cli import detection, extraction
 from pekit.hub import pick_device
-from pekit.parallel import Shard, current_shard, gather, joined, launch, shard_device
+from pekit.parallel import Shard, current_shard, gather, joined, launch, shard_device, usable_cores
 from pekit.records import UserError
+from pekit.sample.train import __main__ as training
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -62,6 +64,19 @@ def test_place_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_each_process_has_its_device(device: str, ids: tuple, rank: int, expected: str) -> None:
     assert shard_device(device, ids, Shard(rank, max(1, len(ids)), rank)) == expected
+
+
+def test_workers_follow_the_cores_that_are_allotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(40, 46)), raising=False)
+    assert cli.default_workers() == 3
+    assert training.build_parser().parse_args(["masks", "--out", "x"]).workers == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert cli.default_workers() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert usable_cores() == 10
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

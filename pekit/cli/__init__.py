@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
-from pekit.parallel import PeerLostError, current_shard
+from pekit.parallel import PeerLostError, current_shard, usable_cores
 from pekit.records import LoadingSettings, ModelSettings, UserError, counted
 
 DATASETS = ("myvlm", "yollava", "this-is-my")
@@ -271,9 +271,7 @@ def model_options() -> argparse.ArgumentParser:
 
 def default_workers() -> int:
     """Half of this process's share of the cores, at most 8: the models need the others."""
-    # Linux says which cores are this process's, as schedulers of clusters allot them.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return min(8, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(8, usable_cores() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def model_settings(args: argparse.Namespace, used: Sequence[str] = ("grounding", "features")) -> ModelSettings:

@@ -7,7 +7,6 @@ has pairs of look-alikes among its concepts, and everything shown belongs to the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pekit.files import write_atomically
+from pekit.parallel import usable_cores
 from pekit.records import UserError, counted
 from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
 from pekit.sample.questions import Truth, write_questions
@@ -83,7 +83,7 @@ def write_sample(out: Path, seed: int) -> dict[str, str]:
     _write_truth(out, planned)
     truth: Truth = {}
     report = {}
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool:
         for name, photos in plans.items():
             with interrupts_held_back():
                 drawn = pool.map(_draw_photo, photos, [out] * len(photos), [seed] * len(photos), chunksize=4)

@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from pekit.cli import folder, natural, positive
+from pekit.parallel import usable_cores
 from pekit.records import UserError
 
 MODELS = ("grounding", "features", "masks", "lvlm")
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="torch device to train on.")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default what the shipped checkpoint took.")
     parser.add_argument("--seed", type=natural, default=42, help="seed of the scenes, the weights and the order.")
-    cores = min(8, os.cpu_count() or 1)  # each takes half a gigabyte
+    cores = min(8, usable_cores())  # each takes half a gigabyte
     parser.add_argument("--workers", type=natural, default=cores, help="processes that draw scenes and prepare steps.")
     return parser
 
