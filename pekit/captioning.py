@@ -38,7 +38,7 @@ def caption_requests(
     names = tuple(begun or by_name)
     if new := by_name.keys() - set(names):
         count = "1 photo was" if len(new) == 1 else f"{len(new)} photos were"
-        log.warning("%s not there when the run began, such as %s: it keeps to those it began with", count, min(new))
+        log.warning("%s not there when the run began, such as %s: the run keeps to those it had", count, min(new))
     items: list[Item] = []
     left_out: list[LeftOut] = []
     for number, name in enumerate(names, start=1):

@@ -233,9 +233,8 @@ class Chat:
                 ) from None
             except NoCompletionError as error:
                 said = self._clean(encodable(str(error)))
-                reason = f"the reply is no chat completion{f' ({said})' if said else ''}: check " + (
-                    "the server" if said else "the address (it usually ends in /v1)"
-                )
+                hint = f" ({said}): check the server" if said else ": check the address (it usually ends in /v1)"
+                reason = f"the reply is no chat completion{hint}"
                 continue
             if reply is None:
                 reason = "the server gave no text"

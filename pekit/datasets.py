@@ -1,4 +1,4 @@
-"""The benchmarks as they lie on disk: folders, splits, concept names, photos.
+"""The benchmarks as they lie on disk: folders, splits, order, which photo shows what.
 
 Everything here reads what is there: concepts are the folders found, put in the published order where they are the
 published ones, so a person's own photos in one of the three layouts work as well as the benchmark itself.

@@ -240,16 +240,9 @@ class LocalLvlm(Lvlm):
         while batch := list(islice(waiting, self._batch_size)):
             while batch:
                 piece, started = batch[: self._batch_size], time.perf_counter()
-                texts: list[str] | list[None] | None = None
-                why = ""
+                found: list[Reply] | None = None
                 try:
-                    try:
-                        texts = self._generate(piece)
-                    except ValueError:  # whose question or photo is at fault shows when the first is asked alone
-                        piece = batch[:1]
-                        texts = self._generate(piece)
-                except ValueError as error:  # such as the photo's token in a question's words, or too narrow a photo
-                    texts, why = [None], f"the LVLM does not take this question or photo ({reason(error)})"
+                    found = self._replies(piece)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -257,13 +250,14 @@ class LocalLvlm(Lvlm):
                         raise UserError(
                             "one question does not fit in memory: give more --device_ids, or a smaller --vlm_model"
                         ) from None
-                if texts is None:  # only here has the failed pass let go of its memory
+                if found is None:  # only here has the failed pass let go of its memory
                     self._batch_size = -(-self._batch_size // 2)
                     torch.cuda.empty_cache()
                     log.warning("out of memory: going on with %s per batch", counted(self._batch_size, "question"))
                     continue
                 seconds = (time.perf_counter() - started) / len(piece)
-                yield from ((request, Reply(text, why, seconds)) for request, text in zip(piece, texts, strict=True))
+                replies = (replace(reply, seconds=seconds) for reply in found)
+                yield from zip(piece, replies, strict=True)
                 batch = batch[len(piece) :]
 
     def conversation(self, request: Request) -> list[dict]:
@@ -273,9 +267,9 @@ class LocalLvlm(Lvlm):
             {"type": "image", "image": request.image} if part is IMAGE else {"type": "text", "text": part}
             for part in parts
         ]
-        said = [{"type": "text", "text": self._settings.system_message}]
-        system = [{"role": "system", "content": said}] if self._settings.system_message else []
-        return [*system, {"role": "user", "content": content}]
+        turn = {"role": "user", "content": content}
+        said = self._settings.system_message
+        return [{"role": "system", "content": [{"type": "text", "text": said}]}, turn] if said else [turn]
 
     def _inputs(self, batch: Sequence[Request]) -> Any:
         """What the model is given of requests, all with photos or all without."""
@@ -289,6 +283,16 @@ class LocalLvlm(Lvlm):
             return_tensors="pt",
             processor_kwargs={"padding": True, "images_kwargs": one_tile},
         )
+
+    def _replies(self, batch: Sequence[Request]) -> list[Reply]:
+        """Replies to a batch, without text where the model does not take a request: its photo may be too narrow, or its
+        words may hold the photo's token."""
+        try:
+            return [Reply(text) for text in self._generate(batch)]
+        except ValueError as error:
+            if len(batch) > 1:  # which one is at fault shows where each is asked alone
+                return [reply for request in batch for reply in self._replies([request])]
+            return [Reply(None, f"the LVLM does not take this question or photo ({reason(error)})")]
 
     def _generate(self, batch: Sequence[Request]) -> list[str]:
         import torch

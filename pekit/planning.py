@@ -19,7 +19,7 @@ from pekit.hub import identify
 from pekit.parallel import Shard, agree, gather
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, text_prompt, with_options
 from pekit.questions import Item
-from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo
+from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, Question
 from pekit.retrieval import locate
 from pekit.vqa_runs import VqaSettings
 
@@ -78,15 +78,11 @@ def locate_concepts(
     from pekit.pipeline import Recognizer, match_photos
 
     agree(identity(gallery), "the views", shard)
-    about: dict[Path, dict[str, None]] = {}  # photo -> concepts, each once
-    names: dict[Path, str] = {}
-    for question in (item.question for item in items):
-        if question.photo:
-            names[question.photo] = question.photo_name
-            about.setdefault(question.photo, {}).update(dict.fromkeys(question.concepts))
-    photos = shard.share([Photo(path, name) for path, name in names.items()])
-    column = {key: place for place, key in enumerate(gallery.keys)}
-    others = TASKS[settings.task].others
+    asked: dict[Path, list[Question]] = {}
+    for item in items:
+        if item.question.photo:
+            asked.setdefault(item.question.photo, []).append(item.question)
+    photos = shard.share([Photo(path, questions[-1].photo_name) for path, questions in asked.items()])
     least = -math.inf if settings.detect_thresh is None else settings.detect_thresh
     located: dict[Path, list[Detection]] = {}
     recognizer = Recognizer(models, ground=True) if photos else None
@@ -95,8 +91,12 @@ def locate_concepts(
         if matches.error:
             log.error("%s", matches.error)
         # a region of each of a thousand concepts would take more room than what the questions need
-        wanted = gallery.keys if others else [key for key in about[matches.photo.path] if key in column]
-        found = (locate(matches.best, matches.boxes_xyxy, column[key], key, models.size) for key in wanted)
+        about = {key for question in asked[matches.photo.path] for key in question.concepts}
+        found = (
+            locate(matches.best, matches.boxes_xyxy, column, key, models.size)
+            for column, key in enumerate(gallery.keys)
+            if key in about or TASKS[settings.task].others
+        )
         regions = [detection for detection in found if detection and detection.score > least]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
     del recognizer, matched  # the LVLM needs their room

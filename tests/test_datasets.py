@@ -1,4 +1,4 @@
-"""The benchmarks' folders: concepts, order, prompts, names, photos, splits, and the traps that lie in them."""
+"""The benchmarks' folders: concepts, order, splits, which photo shows what, and the traps that lie in them."""
 
 from __future__ import annotations
 
