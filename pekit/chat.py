@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from queue import SimpleQueue
@@ -26,6 +26,7 @@ R = TypeVar("R")
 OPENAI_HOST = "api.openai.com"
 # Variables from which its library takes headers of every request: they may hold secrets, as its key is one.
 HEADER_VARIABLES = ("OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"  # takes the place of the key that was given
 NO_KEY = "none"  # sent to servers that want none
 LONGEST_WAIT = 60.0
 HOPELESS = (401, 402, 403, 404)  # status codes of key, credit, rights and address
@@ -34,6 +35,7 @@ NO_CREDIT = "insufficient_quota"  # what OpenAI says of it, with the status of a
 UNREACHED = ("ConnectError", "ConnectTimeout", "ProxyError")  # the HTTP library's names where no connection was made
 PASSING = (408, 409, 429)  # and all from 500
 SHOWN_LETTERS = 200
+SECRET_LETTERS = 8  # shorter words of a secret would hide too much beside it
 
 
 class ChatError(Exception):
@@ -153,7 +155,7 @@ class Chat:
         address = endpoint.base_url or f"https://{OPENAI_HOST}/v1"
         meant = host_of(address) == OPENAI_HOST or endpoint.url_option == "OPENAI_BASE_URL"
         try:
-            with nullcontext() if meant else _unset(HEADER_VARIABLES):
+            with _unset((AZURE_TOKEN, *(() if meant else HEADER_VARIABLES))):
                 if endpoint.kind == "azure":
                     self._client: Any = openai.AzureOpenAI(
                         azure_endpoint=address, api_version=endpoint.api_version, **options
@@ -169,6 +171,11 @@ class Chat:
                 f"{endpoint.option} cannot be reached with this environment ({why}): check "
                 f"ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, {', '.join(HEADER_VARIABLES)}"
             ) from None
+        custom = os.environ.get(HEADER_VARIABLES[0], "") if meant else ""
+        words = [word for line in custom.splitlines() for word in line.partition(":")[2].split()]
+        self._secrets = [word for word in words if len(word) >= SECRET_LETTERS]
+        if endpoint.key != NO_KEY:
+            self._secrets.append(endpoint.key)
         self._stopped = threading.Event()
         self._refused: set[str] = set()  # parameters that this model does not take
         self._answered = False
@@ -282,10 +289,13 @@ class Chat:
         return f"{type(error).__name__}: {self._clean(encodable(f'{said}{cause}'))}"
 
     def _clean(self, text: str) -> str:
-        """Text from the server on one line, without the key or pieces of it that servers quote."""
+        """Text from the server on one line, without secrets or pieces of the key that servers quote."""
         key = self._endpoint.key
-        ends = f"|{re.escape(key[-4:])}" if len(key) >= 8 else ""  # what masks of any form leave to be seen
-        text = " ".join(text.replace(key, "***" if key != NO_KEY else key).split())
+        # what masks of any form leave to be seen
+        ends = f"|{re.escape(key[-4:])}" if len(key) >= SECRET_LETTERS else ""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = " ".join(text.split())
         return re.sub(rf"\bsk-[\w*.-]+|\S*(?:\*{{3,}}{ends})\S*", "***", text)[:SHOWN_LETTERS]
 
 

@@ -158,8 +158,8 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
         rectangles: int (M, 4), from ``patch_rectangles``.
 
     Returns:
-        descriptors f32 (U, D) of the U different non-empty rectangles, on the grid's device, and
-        which int64 (M,), the descriptor of each rectangle, -1 for an empty one.
+        descriptors f32 (U, D) of the U different non-empty rectangles in the order of their first, on the grid's
+        device, and which int64 (M,), the descriptor of each rectangle, -1 for an empty one.
     """
     filled = (rectangles[:, 2] > rectangles[:, 0]) & (rectangles[:, 3] > rectangles[:, 1])
     which = np.full(len(rectangles), -1, dtype=np.int64)
@@ -167,7 +167,7 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
         return grid.new_zeros((0, grid.shape[-1])), which
     corners = rectangles[filled]
     keys = np.ravel_multi_index(corners.T, (len(grid) + 1,) * 4)
-    _, first, which[filled] = np.unique(keys, return_index=True, return_inverse=True)
+    first, which[filled] = _different(keys)
     # A column of a rectangle is the difference of two prefix sums, so one of w columns is a weighted sum of 2·w table
     # entries. A two-way table needs only four, but in fp64 (its large sums cancel); this is faster and as exact.
     centre = grid.mean((0, 1))  # channels far from zero would lose digits in the sums
@@ -190,6 +190,13 @@ def pool_boxes(grid: torch.Tensor, rectangles: np.ndarray) -> tuple[torch.Tensor
     return total.div_(areas[:, None]).add_(centre), which
 
 
+def _different(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each different key of N is first, in that order, and which of them each key is: int64 (U,), int64 (N,)."""
+    _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[which]
+
+
 def _prefix_sums(grid: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     """Sums down each column of grid - centre: f32 (G, G, D), (D,) -> (G + 1, G, D), entry i of the first i patches."""
     table = grid.new_zeros((grid.shape[0] + 1, *grid.shape[1:]))
@@ -205,19 +212,21 @@ def _prefix_sums(grid: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
 def pool_masks(grid: torch.Tensor, members: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """Mean patch feature under each mask, as one product with the 0/1 membership matrix.
 
+    Equal masks share one descriptor, as in ``pool_boxes``.
+
     Args:
         grid: f32 (G, G, D).
         members: bool (M, G, G), from ``sampled``.
 
     Returns:
-        descriptors f32 (U, D) of the U masks that have patches, in their order, on the grid's device; unlike in
-        ``pool_boxes``, equal masks have one each. And which int64 (M,), the descriptor of each mask, -1 for one
-        without patches.
+        descriptors f32 (U, D) of the U different masks that have patches, in the order of their first, on the grid's
+        device, and which int64 (M,), the descriptor of each mask, -1 for one without patches.
     """
     flat = members.reshape(len(members), grid.shape[0] * grid.shape[1])
-    counts = flat.sum(1)
-    which = np.where(counts > 0, np.cumsum(counts > 0) - 1, -1)
-    chosen = torch.from_numpy(flat[counts > 0]).to(grid.device, grid.dtype)
+    filled = flat.any(1)
+    which = np.full(len(flat), -1, dtype=np.int64)
+    first, which[filled] = _different(np.packbits(flat[filled], axis=1))
+    chosen = torch.from_numpy(flat[filled][first]).to(grid.device, grid.dtype)
     total = chosen @ grid.reshape(-1, grid.shape[-1])
     return total / chosen.sum(1, keepdim=True), which
 

@@ -214,12 +214,14 @@ def grade(
             yield replace(answer, verdict=grade_caption(answer))
         elif grader == "exact":
             yield replace(answer, verdict=Verdict(exact_match(answer.reply, query.answer), "exact"))
-        elif grader == "gpt" and judge is not None:
+        elif grader == "gpt":
             judged.setdefault((query.question, query.answer, answer.reply), []).append(answer)
         else:
             yield replace(answer, verdict=Verdict(None, "none", reason="--grader none"))
-    if judge is None or not judged:
+    if not judged:
         return
+    if judge is None:
+        raise ValueError("open questions are to be graded by a judge, and there is none")
 
     def graded(same: tuple[str, str, str]) -> list[Answer]:
         verdict = judge.verdict(*same)

@@ -48,19 +48,22 @@ def strict_letter(reply: str, options: Mapping[str, str]) -> str:
     named |= {reply.strip().upper()} & set(letters)
     if not named:
         words = f" {_normalised(reply)} "
-        named = {letter.upper() for letter, text in options.items() if f" {_normalised(text)} " in words}
+        named = {letter.upper() for letter, text in options.items() if text and f" {_normalised(text)} " in words}
     return named.pop() if len(named) == 1 else ""
 
 
 def exact_match(reply: str, key: str) -> bool:
-    """Whether two texts are the same but for case, punctuation, articles and spaces."""
+    """Whether two texts are the same but for case, punctuation, articles and spaces; signs alone must be the same."""
     return _normalised(reply) == _normalised(key)
 
 
 def _normalised(text: str) -> str:
     text = re.sub(r"['\u2018\u2019]", "", text.casefold())
-    words = re.findall(r"\w+", text)
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)  # "A" may be an answer
+    words = re.findall(r"(?<!\w)[-\u2212]\d+|\w+", text)  # -5 is not 5
+    if not words:
+        return text.strip()
+    rest = [word.replace("\u2212", "-") for word in words if word not in ("a", "an", "the")]
+    return " ".join(rest or words)  # "A" may be an answer
 
 
 def named_in(caption: str, names: Sequence[str]) -> list[str]:

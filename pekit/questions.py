@@ -106,7 +106,7 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
     if not patterns:
         raise UserError(f"{dataset} has no published questions: name yours with --json_path, or give --task captioning")
     for pattern in patterns:
-        folder = root.parent if pattern.startswith("../") else root
+        folder = _plain(root).parent if pattern.startswith("../") else root
         found = sorted(folder.glob(pattern.removeprefix("../")))
         if len(found) == 1:
             return found[0]
@@ -115,6 +115,11 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
             raise UserError(f"several question files are there ({names}): name one with --json_path")
     places = ", ".join(patterns)
     raise UserError(f"no question file is in a usual place in {root} ({places}): name it with --json_path")
+
+
+def _plain(folder: Path) -> Path:
+    """An absolute path without ``..``, which would hide what lies in what; links keep their own names otherwise."""
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
 
 
 def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Concept, ...]:
@@ -178,8 +183,8 @@ def photo_folders(file: Path, data_folder: Path, dataset: str, multi_concept: bo
     that of the split, and ``data_folder``.
     """
     top = {name.split("/")[0].lower() for name in ROOTS[dataset] if name != "."}
-    data = data_folder.absolute()
-    chain = [file.absolute().parent]
+    data = _plain(data_folder)
+    chain = [_plain(file).parent]
     for parent in chain[0].parents:
         if chain[-1].name.lower() in top or chain[-1] == data:
             break
@@ -209,7 +214,7 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     whole = Path(os.path.normpath(name))
-    if whole.is_absolute() and os.path.isfile(whole) and any(whole.is_relative_to(folder) for folder in folders):
+    if whole.is_absolute() and os.path.isfile(whole) and any(_lies_in(whole, folder) for folder in folders):
         return whole
     own = {root.split("/")[0].lower() for root in ROOTS[dataset]}
     for folder in folders:
@@ -222,6 +227,11 @@ def find_photo(name: str, folders: Iterable[Path], dataset: str) -> Path | None:
                 if path.is_relative_to(folder) and os.path.isfile(path):  # False, too, for a name that is too long
                     return path
     return None
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether an absolute path leads into a folder, by its names or where its links lead."""
+    return path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
 
 
 # --- content ------------------------------------------------------------------------------------------------------
@@ -423,7 +433,7 @@ def _options(options: Any, where: str) -> dict[str, str]:
     texts = {letter: _text(text) for letter, text in options.items()} if isinstance(options, dict) else {"": None}
     if None in texts.values():
         raise UserError(f"{where} has options that are not of the form {{A: text, B: text}}: mend the file")
-    lettered = {letter.strip().rstrip(".):"): text for letter, text in texts.items() if text is not None}
+    lettered = {letter.strip().lstrip("(").rstrip(".):"): text for letter, text in texts.items() if text is not None}
     if texts and (len({letter.upper() for letter in lettered} - {""}) < len(texts) or len(texts) < 2):
         raise UserError(f"{where} has one option alone, or two with the same letter: mend the file")
     own = {letter: re.match(rf"\s*{re.escape(letter)}[.):]\s*(?=\S)", text, re.I) for letter, text in lettered.items()}

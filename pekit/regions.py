@@ -37,10 +37,10 @@ class Found:
     scores: torch.Tensor
 
     def _read(self) -> tuple[np.ndarray, np.ndarray]:
-        scores = self.scores.cpu().numpy()
-        if np.isnan(scores).any():  # else they would read as nothing found
-            raise UserError(f"Grounding DINO gives scores that are {NOT_FINITE}")
-        return self.boxes_xyxy.cpu().numpy(), scores
+        boxes, scores = self.boxes_xyxy.cpu().numpy(), self.scores.cpu().numpy()
+        if np.isnan(scores).any() or np.isnan(boxes).any():  # else they would read as nothing found
+            raise UserError(f"Grounding DINO gives numbers that are {NOT_FINITE}")
+        return boxes, scores
 
     def top(self) -> list[Regions]:
         """Of each picture the highest-scoring box, however low its score: B Regions of one box (M = 1).
@@ -151,6 +151,9 @@ class Segmenter:
 
         Returns:
             bool (B, S, S), of the three masks the one with the best predicted IoU.
+
+        Raises:
+            UserError: the model's numbers are not finite.
         """
         side = self.prepare.processor.size["longest_edge"]  # squashed pictures are square
         boxes = torch.from_numpy(boxes_xyxy).to(self.device, torch.float32) * (side / self._size)
@@ -159,6 +162,8 @@ class Segmenter:
             input_boxes=boxes[:, None],  # in fp32: the model scales them to [0, 1] before it takes them to 16 bits
             multimask_output=True,
         )
+        if output.iou_scores.isnan().any():  # else the masks would be empty
+            raise UserError(f"SAM gives numbers that are {NOT_FINITE}")
         best = output.iou_scores[:, 0].argmax(-1)
         chosen = output.pred_masks[torch.arange(len(best), device=best.device), 0, best].float()
         count = len(chosen)

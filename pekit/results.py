@@ -114,9 +114,13 @@ def claim(folder: Path) -> IO | None:
     Returns:
         The open lock file; None where another process holds the folder.
     """
-    lock = (folder / ".lock").open("w")
+    path = folder / ".lock"
+    lock = path.open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_still(path, lock):  # who held it has ended, and removed it, since it was opened here
+            lock.close()
+            return claim(folder)
     except BlockingIOError:
         lock.close()
         return None
@@ -126,6 +130,14 @@ def claim(folder: Path) -> IO | None:
         log.warning("%s has no file locks (%s): do not run one command twice at a time", folder, error.strerror)
     _held.add(lock)
     return lock
+
+
+def _is_still(path: Path, file: IO) -> bool:
+    """Whether an open file is the one that a path leads to."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor
 
 from pekit import features
 from pekit.hub import ROLES, find_checkpoint
-from pekit.records import UserError
+from pekit.records import Concept, Gallery, UserError
+from pekit.retrieval import Matcher
 from pekit.sample.models.features import WIDTH
 
 SIZE, PATCH, GRID = 518, 14, 37
@@ -116,6 +117,27 @@ class TestPooling:
         assert descriptors.shape == (0, 1024) and list(which) == [-1] * count
         descriptors, which = features.pool_masks(grid, np.zeros((count, GRID, GRID), dtype=bool))
         assert descriptors.shape == (0, 1024) and list(which) == [-1] * count
+
+    def test_descriptors_are_in_the_order_of_the_regions_listed(self, grid: torch.Tensor) -> None:
+        rectangles = np.array([[5, 5, 9, 9], [3, 3, 3, 8], [0, 0, 2, 2], [5, 5, 9, 9], [1, 0, 2, 2], [0, 0, 2, 2]])
+        expected = [0, -1, 1, 0, 2, 1]
+        descriptors, which = features.pool_boxes(grid, rectangles)
+        assert list(which) == expected and len(descriptors) == 3
+        members = features.rectangle_members(rectangles, GRID)
+        of_masks, which = features.pool_masks(grid, members)
+        assert list(which) == expected
+        np.testing.assert_allclose(of_masks.numpy(), descriptors.numpy(), atol=1e-5)
+
+    def test_equal_patches_in_two_places_are_a_tie_for_the_first_listed(self) -> None:
+        grid = torch.zeros(GRID, GRID, 1024)
+        grid[4, 20] = grid[4, 6] = torch.linspace(-1, 2, 1024)
+        rectangles = np.array([[20, 4, 21, 5], [6, 4, 7, 5]])
+        concepts = (Concept("mug", "mug.", "mug"),)
+        known = Gallery(concepts, grid[4, 6].numpy()[None, None], np.ones((1, 1), dtype=bool), ("mug/0_0.pt",))
+        for listed in (rectangles, rectangles[::-1]):
+            descriptors, which = features.pool_boxes(grid, listed)
+            best = Matcher(known, torch.device("cpu")).best(descriptors).of_proposals(which)
+            assert best.proposals[0] == 0
 
     def test_equal_patches_give_equal_descriptors_bit_for_bit(self, grid: torch.Tensor) -> None:
         boxes = np.array([[29, 29, 50, 50], [100, 30, 140, 90], [30, 35, 56, 49], [40, 42, 43, 43]])

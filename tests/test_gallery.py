@@ -172,6 +172,14 @@ def test_a_concepts_digest_is_of_its_own_views_alone(stored) -> None:
     assert [key for key, digest in changed.items() if digest != together[key]] == ["red-mug"]
 
 
+def test_a_concepts_digest_is_the_same_in_a_gallery_that_grew_large(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    small = gallery.digests(gallery.load_gallery(folder, concepts, "normal", 20, seed=0))
+    consolidate(monkeypatch)
+    large = gallery.load_gallery(folder, concepts, "normal", 20, seed=0)
+    assert large.descriptors.dtype == np.float16 and gallery.digests(large) == small
+
+
 def test_the_file_is_written_anew_when_a_view_changes(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)

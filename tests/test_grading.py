@@ -85,6 +85,9 @@ def test_three_options() -> None:
         ("A dog.", {"A": "cat", "B": "dog"}, "B"),
         ("It is y", {"a]": "x", "^": "y"}, "^"),
         ("a].", {"a]": "x", "^": "y"}, "A]"),
+        ("", {"A": "+", "B": "blue"}, ""),
+        ("+", {"A": "-", "B": "+"}, "B"),
+        ("-5", {"A": "5", "B": "-5"}, "B"),
     ],
 )
 def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], letter: str) -> None:
@@ -135,6 +138,12 @@ def test_readings_differ_by_their_letters_right_or_wrong() -> None:
         ("caf\u00e9", "cafe", False),
         ("", "A", False),
         ("a", "A.", True),
+        ("", "?", False),
+        ("-", "+", False),
+        (" ? ", "?", True),
+        ("5", "-5", False),
+        ("It is \u22125.", "it is -5", True),
+        ("3-5", "3 5", True),
     ],
 )
 def test_exact_match(reply: str, key: str, same: bool) -> None:

@@ -30,7 +30,7 @@ from vqa_fixtures import (
     prompt_of,
 )
 
-from pekit.chat import Chat, Endpoint, Patience, concurrently, host_of
+from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently, host_of
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
 from pekit.sample.models.lvlm import IMAGE_SIZE, build_tokenizer
@@ -735,6 +735,26 @@ def test_headers_of_the_environment_go_where_they_belong(no_key: pytest.MonkeyPa
         assert "secret" not in head and SECRET not in head
     # who names the server in the environment means its headers for it
     assert "org-secret" in server.heads[3] and "project-secret" in server.heads[3] and SECRET in server.heads[3]
+
+
+def test_headers_of_the_environment_are_never_shown(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway-Key: gw-hidden-123\nX-Trace: on\nX-Auth: Bearer hidden-token-9")
+    with ChatServer(lambda body, n: (400, "no gw-hidden-123 here, nor hidden-token-9; trace is on")) as server:
+        chat = Chat(Endpoint("judge", "m", "sk-judge", server.url, url_option="OPENAI_BASE_URL"), QUICK)
+        with pytest.raises(ChatError) as caught:
+            chat.ask([{"role": "user", "content": "?"}], str)
+    assert "gw-hidden-123" in server.heads[0]
+    assert "no *** here" in str(caught.value) and "trace is on" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_token_of_the_environment_does_not_take_the_place_of_the_key(no_key: pytest.MonkeyPatch) -> None:
+    no_key.setenv("AZURE_OPENAI_AD_TOKEN", "hidden-token")
+    taken = []
+    no_key.setattr("openai.AzureOpenAI", lambda **options: taken.append(os.environ.get("AZURE_OPENAI_AD_TOKEN")))
+    with pytest.raises(UserError, match="cannot be reached"):  # what stands for the client has no headers
+        Chat(Endpoint("judge", "m", "key", "http://localhost/v1", "azure", "2024-10-21"), QUICK)
+    assert taken == [None] and os.environ["AZURE_OPENAI_AD_TOKEN"] == "hidden-token"
 
 
 def test_served_settings_that_cannot_work(no_key: pytest.MonkeyPatch) -> None:

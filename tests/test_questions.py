@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -167,6 +168,29 @@ def test_photos_may_not_leave_their_folders(tmp_path: Path, name: str) -> None:
     assert find_photo(str(inside), [folder], "yollava") == inside
 
 
+def test_folders_named_by_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "YoLLaVA"
+    photo = touch(root / "test/bo/0.png")
+    file = write_json(tmp_path / "yollava-visual-qa.json", {})
+    for where, data in (("YoLLaVA", Path()), ("YoLLaVA/test", Path("..")), ("YoLLaVA", Path("..")), ("YoLLaVA", root)):
+        monkeypatch.chdir(tmp_path / where)
+        found = find_question_file(data, "yollava", False, False)
+        assert found.samefile(file)
+        for named in (found, Path(os.path.relpath(file))):
+            folders = photo_folders(named, data, "yollava", False, "test")
+            for name in ("test/bo/0.png", "./yollava-data/test/bo/0.png", "bo/0.png", str(photo)):
+                assert find_photo(name, folders, "yollava") == photo, (where, data, named, name)
+            assert find_photo("../../yollava-visual-qa.json", folders, "yollava") is None
+
+
+def test_whole_paths_may_lead_through_links(tmp_path: Path) -> None:
+    photo = touch(tmp_path / "disk/YoLLaVA/test/bo/0.png")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    folders = photo_folders(tmp_path / "elsewhere/q.json", tmp_path / "link", "yollava", False, "test")
+    assert find_photo(str(photo), folders, "yollava") == photo
+    assert find_photo(str(touch(tmp_path / "other/0.png")), folders, "yollava") is None
+
+
 def test_photos_relative_to_the_split(tmp_path: Path) -> None:
     photo = touch(tmp_path / "YoLLaVA/validation/bo/0.png")
     touch(tmp_path / "YoLLaVA/test/bo/1.png")
@@ -214,6 +238,9 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"answer": 3}, "3"),
         ({"options": {"A)": "dog", "B.": "cat"}, "answer": "B."}, "B"),
         ({"options": ["A. dog", "B) cat"], "answer": "cat"}, "B"),
+        ({"options": {"(A)": "dog", "(B)": "cat"}, "answer": "(B)"}, "B"),
+        ({"options": {"A": "5", "B": "-5"}, "answer": "-5."}, "B"),
+        ({"options": {"A": "+", "B": "-"}, "answer": "-"}, "B"),
     ],
 )
 def test_answers_of_options(tmp_path: Path, entry: dict, answer: str) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
+from typing import IO
 
 import numpy as np
 import pytest
@@ -90,6 +91,21 @@ def test_a_folder_is_held_once(tmp_path: Path) -> None:
     assert held and results.claim(tmp_path) is None
     held.close()
     assert results.claim(tmp_path)
+
+
+def test_a_lock_that_its_holder_removes_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, times = fcntl.flock, []
+
+    def ends_in_between(lock: IO, operation: int) -> None:  # opened already, locked only now
+        if not times:
+            (tmp_path / ".lock").unlink()
+        times.append(operation)
+        whole(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", ends_in_between)
+    held = results.claim(tmp_path)
+    assert held and len(times) == 2
+    assert results.claim(tmp_path) is None  # else another process would hold a file of the same name
 
 
 def test_a_process_that_is_forked_meanwhile_holds_no_folder(tmp_path: Path) -> None:

@@ -860,6 +860,25 @@ def test_a_run_ended_with_another_grader_says_so(ask: Call, nowhere: dict, tmp_p
     assert json.loads((run / "config.json").read_text())["settings"]["grader"] == "exact"
 
 
+def test_the_judge_is_asked_about_a_reply_whose_photo_vanished(
+    ask: Call, nowhere: dict, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    photos = tmp_path / f"data/This-is-My-Img/Multi-concept/test/{PAIR}"
+    letter = {"question": "Who is it?", "options": {"A": "Casey", "B": "Bo"}, "answer": "A"}
+    questions = {str(photos / "0.png"): letter, str(photos / "1.png"): {"question": "Where?", "answer": "Outside"}}
+    file = write_json(photos.parent / "two.json", {"Casey_Caseys boosted board": questions})
+    options = ("--dataset", "this-is-my", "--multi_concept", "--data_folder", tmp_path / "data", "--json_path", file)
+    with ChatServer(lambda body, n: "Yes" if body["model"] == "judge" else "A") as server:
+        assert_ran(ask(*options, *served(server), "--grader", "none"))
+        folder = only_run(tmp_path / "results")
+        (photos / "1.png").unlink()
+        config = config_with_key(tmp_path, server)
+        assert_ran(ask("--resume", folder, *options, *served(server), "--grader", "gpt", "--config", config))
+        assert [body["model"] for body in server.bodies] == ["test", "test", "judge"]
+    assert [(r["grader"], r["correct"]) for r in records(folder)] == [("letter", True), ("gpt", True)]
+
+
 def test_a_limited_run_whose_photo_vanished_asks_no_more_and_is_regraded(
     ask: Call, nowhere: dict, world: Path, tmp_path: Path
 ) -> None:

@@ -211,8 +211,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     alone = args.dry_run or unaided  # no photo is searched, or hardly any
     if alone and shard.rank:
         return 0
-    open_questions = not task.captions and any(not item.question.options for item in found.items[: args.limit])
-    judge = None if args.dry_run or shard.rank else _judge(args, open_questions)
+    judge = None if args.dry_run or shard.rank else _judge(args, _any_open(args, task, found))
     if len(args.device_ids) > 1 and shard.world == 1 and not alone:
         return parallel.launch(main, argv, args.device, args.device_ids)
 
@@ -335,6 +334,16 @@ def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
         concurrency=args.concurrency,
         patience=_patience(args),
     )
+
+
+def _any_open(args: argparse.Namespace, task: Task, found: questions.QuestionFile) -> bool:
+    """Whether the run has open questions, or has stored replies to such."""
+    if args.resume:
+        from pekit import vqa_runs
+
+        if any(answer.query.open for answer in vqa_runs.stored_answers(args.resume)):
+            return True  # whose photos may have gone since
+    return not task.captions and any(not item.question.options for item in found.items[: args.limit])
 
 
 def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
