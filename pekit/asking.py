@@ -1,7 +1,7 @@
 """A run of VQA: where the concepts are, what is asked, what the LVLM replies, how it is graded.
 
-Replies are appended to ``answers.jsonl`` as they come, so that an interrupted run goes on where it stopped; grading
-comes after, and the published files are written at the end.
+Regions are appended to ``regions.jsonl`` and replies to ``answers.jsonl`` as they come, so that an interrupted run goes
+on where it stopped; grading comes after, and the published files are written at the end.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, LoadingSettings, ModelSettings, PhotoError, UserError
 from pekit.vqa_results import ANSWERS, SUMMARY, TEXT
 from pekit.vqa_runs import (
+    REGIONS,
+    KeptRegions,
     VqaReport,
     VqaSettings,
     describe_grading,
@@ -96,24 +98,33 @@ def run_vqa(
     lvlm = open_lvlm(lvlm_settings)
     if models.device != "auto":
         pick_device(models.device)  # before a folder is made for nothing
+    done = {answer.query.identity for answer in replied}
+    variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
+    todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
+    if todo:
+        lvlm.check()
+        if judge:
+            judge.check()
     folder = open_run(settings, lvlm_settings, config, None if TASKS[settings.task].others else matched)
     with kept(folder), nullcontext() if settings.resume else held(folder):
-        done = {answer.query.identity for answer in replied}
-        variants = (PERSONALISED, BASELINE) if settings.with_baseline else (PERSONALISED,)
-        todo = [item for item in items if any((item.number, variant) not in done for variant in variants)]
         asked: list[Answer] = []
         located: dict[Path, list[Detection]] = {}
         if gallery and (todo or shard.world > 1):
             with joined(shard):
-                gather([item.number for item in todo], shard)
-                located = locate_concepts(todo, gallery, settings, models, loading, shard)
+                regions = KeptRegions(folder, gallery)
+                located = regions.of(todo)
+                left = [item for item in todo if item.question.photo not in located]
+                gather([item.number for item in left], shard)
+                located |= locate_concepts(left, gallery, settings, models, loading, shard, regions.keep)
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
             asked = ask(queries, lvlm, replied, folder, config, settings, loading)
         verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
         describe_grading(folder, settings.grader, judge)
         report = finish(folder, verdicts, questions.left_out, settings.limit)
-    if not report.complete:
+    if report.complete:
+        (folder / REGIONS).unlink(missing_ok=True)
+    else:
         tell_kept(folder)
     return report
 

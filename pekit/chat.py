@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from queue import SimpleQueue
@@ -189,6 +189,22 @@ class Chat:
     def stop(self) -> None:
         """End the waits of requests in progress: each fails at its next attempt."""
         self._stopped.set()
+
+    def check(self) -> None:
+        """Find out whether requests can succeed, before anything is done that takes long.
+
+        A server that lists the model is not asked more; any other is asked for one word.
+
+        Raises:
+            UserError: key, model or address are wrong, so that no request can succeed.
+        """
+        import openai
+
+        with suppress(openai.OpenAIError, ValueError, AttributeError, TypeError):  # not every server has a list
+            if self._endpoint.model in {model.id for model in self._client.models.list()}:
+                return
+        with suppress(ChatError):  # of this one question
+            self.ask([{"role": "user", "content": "Hello"}], str, max_tokens=1)
 
     def ask(self, messages: list[dict], accept: Callable[[str], T | None], **parameters: Any) -> tuple[T, str]:
         """Ask until there is an acceptable reply.

@@ -148,6 +148,10 @@ class Judge:
         self._settings, self._cache = settings, cache
         self._chat = Chat(settings.endpoint, patience)
 
+    def check(self) -> None:
+        """See ``Chat.check``."""
+        self._chat.check()
+
     def stop(self) -> None:
         """End the waits of requests in progress."""
         self._chat.stop()

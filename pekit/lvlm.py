@@ -83,6 +83,13 @@ class Reply:
 class Lvlm:
     """An LVLM that was found; ``load`` makes it ready to answer."""
 
+    def check(self) -> None:
+        """Find out, before anything is done that takes long, whether a server answers.
+
+        Raises:
+            UserError: it does not, or refuses every request.
+        """
+
     def load(self) -> None:
         """Read the weights, where there are any to read."""
 
@@ -368,6 +375,9 @@ class ServedLvlm(Lvlm):
     def describe(self) -> dict:
         served = {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
         return served | ({"parameters_not_taken": refused} if (refused := self._chat.refused) else {})
+
+    def check(self) -> None:
+        self._chat.check()
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
         return concurrently(self._answer, requests, self._concurrency, self._chat.stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,9 +65,19 @@ def locate_concepts(
     models: ModelSettings,
     loading: LoadingSettings,
     shard: Shard,
+    keep: Callable[[Photo, list[Detection]], None] = lambda photo, regions: None,
 ) -> dict[Path, list[Detection]]:
     """The best region in each photo of each concept asked about there, and where the task outlines others of each of
     the gallery; looked for once per photo, by one of the processes.
+
+    Args:
+        items: questions.
+        gallery: from ``find_gallery``.
+        settings: task, threshold.
+        models: of the recognition.
+        loading: how photos are read.
+        shard: which of the processes this is.
+        keep: is given the regions of each photo of this process that could be read, as they are found.
 
     Returns:
         Photo -> regions, best first; a photo that cannot be read has none.
@@ -99,6 +109,8 @@ def locate_concepts(
         )
         regions = [detection for detection in found if detection and detection.score > least]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
+        if not matches.error:
+            keep(matches.photo, located[matches.photo.path])
     del recognizer, matched  # the LVLM needs their room
     gc.collect()
     torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,15 +14,18 @@ from tqdm import tqdm
 
 from pekit import results
 from pekit.answers import BASELINE, Answer
+from pekit.files import digest_if_readable, naming
 from pekit.gallery import digests, identity
 from pekit.grading import Judge, grade
 from pekit.hub import identify, versions
 from pekit.lvlm import LvlmSettings
-from pekit.questions import LeftOut, QuestionFile
-from pekit.records import Gallery, LoadingSettings, ModelSettings, UserError
+from pekit.questions import Item, LeftOut, QuestionFile
+from pekit.records import Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError
 from pekit.vqa_results import ANSWERS, CONFIG, model_folder, summary_text, write_results
 
 log = logging.getLogger(__name__)
+
+REGIONS = "regions.jsonl"
 
 # Settings that may differ between a run and its continuation: the replies do not depend on them.
 FREE = {
@@ -143,6 +146,37 @@ def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
     before, now = views.get("concepts", {}), others.get("concepts", {})
     changed = (key for key in {**before, **now} if before.get(key) != now.get(key))
     return next((f"set of views of '{key}'" for key in changed if matched is None or key in matched), "")
+
+
+class KeptRegions:
+    """The regions that a run has found, on disk until it ends: looking for them takes as long as asking, or longer.
+
+    Args:
+        folder: of the run.
+        gallery: regions found with other views do not count.
+    """
+
+    def __init__(self, folder: Path, gallery: Gallery) -> None:
+        self._file, self._views = folder / REGIONS, identity(gallery)["views_digest"]
+
+    def of(self, items: Iterable[Item]) -> dict[Path, list[Detection]]:
+        """Photo -> regions, of the photos of these questions that are still the same."""
+        records = list(results.read_jsonl(self._file)) if self._file.is_file() else []
+        records = [record for record in records if record["views"] == self._views]
+        results.write_jsonl(self._file, records)  # without a line that was cut short, as more follow
+        digests = {record["photo"]: record for record in records}
+        photos = {item.question.photo: digests.get(item.question.photo_name) for item in items}
+        return {
+            photo: [Detection.from_json(region) for region in record["regions"]]
+            for photo, record in photos.items()
+            if photo and record and record["photo_digest"] == digest_if_readable(photo)
+        }
+
+    def keep(self, photo: Photo, regions: Sequence[Detection]) -> None:
+        """Add those of one photo."""
+        record = {"photo": photo.name, "photo_digest": digest_if_readable(photo.path), "views": self._views}
+        with naming(self._file), self._file.open("a", encoding="utf-8") as file:
+            file.write(results.json_line({**record, "regions": [region.as_json() for region in regions]}))
 
 
 def describe_lvlm(folder: Path, config: dict, description: dict) -> None:

@@ -38,7 +38,7 @@ from pekit.cli import detection, extraction
 from pekit.cli.vqa import main
 from pekit.parallel import PeerLostError
 from pekit.planning import choose_regions
-from pekit.records import Detection, UserError, View
+from pekit.records import Detection, Photo, UserError, View
 from pekit.views import save_view, view_file
 from pekit.vqa_results import summarise, summary_text
 from pekit.vqa_runs import describe_lvlm, held
@@ -667,6 +667,69 @@ def test_ctrl_c_and_resume_give_the_same_files(world: Path, models: Path, ask: C
         return [{name: value for name, value in record.items() if name != "seconds"} for record in records(run)]
 
     assert timeless(run) == timeless(only_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_regions_that_were_found_are_not_looked_for_again(
+    ask: Call, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "data")
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--save_folder")
+    locate, searched = asking.locate_concepts, []
+
+    def watched(items: Any, *rest: Any) -> dict:
+        *rest, keep = rest
+
+        def noted(photo: Photo, regions: list[Detection]) -> None:
+            if stop_after == len(searched):
+                raise KeyboardInterrupt
+            searched.append(photo.name)
+            keep(photo, regions)
+
+        return locate(items, *rest, noted)
+
+    monkeypatch.setattr(asking, "locate_concepts", watched)
+    with ChatServer(lambda body, n: "A") as server:
+        stop_after = 2
+        assert_ran(ask(*run, tmp_path / "results", *served(server)), 130)
+        (stored,) = (tmp_path / "results").rglob("regions.jsonl")
+        assert [json.loads(line)["photo"] for line in stored.read_text().splitlines()] == searched
+        with stored.open("a") as file:
+            file.write('{"photo": "./yollava-data/te')  # a line that was cut short
+        if replaced:
+            photo = tmp_path / "data" / searched[0].replace("./yollava-data", "YoLLaVA")
+            Image.open(photo).rotate(180).save(photo)
+        stop_after, before = -1, searched.copy()
+        searched.clear()
+        assert_ran(ask("--resume", stored.parent, *run, tmp_path / "results", *served(server)))
+        assert (len(before), len(searched)) == (2, 2 if replaced else 1)
+        assert set(before) & set(searched) == ({before[0]} if replaced else set())
+        assert not stored.exists()
+        assert_ran(ask(*run, tmp_path / "whole", *served(server)))
+    found, whole = (records(only_run(tmp_path / name)) for name in ("results", "whole"))
+    assert len(found) == 3 and [r["regions"] for r in found] == [r["regions"] for r in whole]
+
+
+def test_a_server_that_cannot_be_asked_is_found_before_photos_are_searched(
+    ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "locate_concepts", None)  # is not called
+    run = ("--dataset", "yollava")
+    with ChatServer(lambda body, n: (404, "no such model"), models=("others",)) as server:
+        assert_refused(ask(*run, *served(server)), "no such model", "check")
+    assert_refused(ask(*run, *served(server)), "nobody answers", server.url)
+    multi = ("--dataset", "this-is-my", "--multi_concept", "True")
+    with ChatServer(lambda body, n: (401, "who are you"), models=("test",)) as server:
+        config = config_with_key(tmp_path, server)
+        assert_refused(ask(*multi, *served(server), "--config", config), "judge", "refuses every request")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_server_that_lists_no_models_is_asked_for_a_word(ask: Call, nowhere: dict) -> None:
+    with ChatServer(lambda body, n: "A", models=()) as server:
+        assert_ran(ask("--dataset", "yollava", *served(server)))
+    first = server.bodies[0]
+    assert (prompt_of(first), first["max_tokens"], len(server.bodies)) == ("Hello", 1, 4)
 
 
 @pytest.mark.parametrize("slow", ["test", "judge"])

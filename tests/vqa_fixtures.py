@@ -17,7 +17,7 @@ Answer = str | bytes | tuple[int, str] | tuple[int, str, dict] | None
 
 
 class ChatServer:
-    """``/v1/chat/completions`` on 127.0.0.1.
+    """``/v1/chat/completions`` on 127.0.0.1, and ``/v1/models``.
 
     Args:
         answer: request body and its number from 0 -> the reply's text, None for an empty one, bytes to send as they
@@ -26,10 +26,16 @@ class ChatServer:
         delay: seconds before each answer.
         headers: sent with every answer.
         status: of answers that are bytes.
+        models: the names that it lists.
     """
 
     def __init__(
-        self, answer: Callable[[dict, int], Answer], delay: float = 0, headers: dict | None = None, status: int = 200
+        self,
+        answer: Callable[[dict, int], Answer],
+        delay: float = 0,
+        headers: dict | None = None,
+        status: int = 200,
+        models: tuple[str, ...] = ("test", "judge"),
     ) -> None:
         self.bodies: list[dict] = []
         self.keys: list[str] = []
@@ -42,6 +48,10 @@ class ChatServer:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                listed = [{"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in models]
+                owner._send(self, 200, {"object": "list", "data": listed})
+
             def do_POST(self) -> None:
                 owner._handle(self)
 
@@ -90,6 +100,9 @@ class ChatServer:
                 "id": "chat-1", "object": "chat.completion", "created": 1, "model": body["model"],
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             }  # fmt: skip
+        self._send(request, status, content)
+
+    def _send(self, request: BaseHTTPRequestHandler, status: int, content: Any) -> None:
         try:
             request.send_response(status)
             for name, value in {**self._headers, "Content-Type": "application/json"}.items():
