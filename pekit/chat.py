@@ -77,6 +77,7 @@ class Endpoint:
         kind: "openai" or "azure".
         api_version: of Azure's API.
         url_option: what sets the address, for messages.
+        key_option: what sets the key, for messages.
 
     Raises:
         UserError: key or address can be none.
@@ -89,6 +90,7 @@ class Endpoint:
     kind: str = "openai"
     api_version: str = ""
     url_option: str = "the URL"
+    key_option: str = "the key"
 
     def __post_init__(self) -> None:
         for name in ("key", "base_url"):
@@ -242,8 +244,7 @@ class Chat:
                     # why a key is refused is not shown: servers quote it, masked in ways of their own
                     why = self._shown(error) if status == 404 else f"{type(error).__name__}, status {status}"
                     raise UserError(
-                        f"{self._endpoint.option}: the server refuses every request ({why}): check key, model, "
-                        "address and credit"
+                        f"{self._endpoint.option}: the server refuses every request ({why}): {self._mend(status)}"
                     ) from None
                 reason, asked_wait = self._shown(error), _asked_wait(error)
                 if not _may_pass(error):
@@ -295,6 +296,16 @@ class Chat:
                 if name != "max_tokens" and name not in self._refused:
                     log.warning("%s does not take %s: going on without", self._endpoint.option, name)
                 self._refused.add(name)
+
+    def _mend(self, status: int | None) -> str:
+        """What to do about a server that refuses every request."""
+        endpoint = self._endpoint
+        if status in (401, 403):
+            verb = "set" if endpoint.key == NO_KEY else "check"
+            return f"{verb} {endpoint.key_option}" + (", and its rights" if status == 403 else "")
+        if status == 404:
+            return f"check the model's name and {endpoint.url_option}, which usually ends in /v1"
+        return "check the credit"
 
     def _shown(self, error: Exception) -> str:
         cause = f" {error.__cause__}" if error.__cause__ else ""  # which "Connection error." does not tell

@@ -164,6 +164,12 @@ def split_folder(root: Path, dataset: str, split: str) -> Path:
     if dataset == "myvlm":
         return root
     found = _first_child(root, SPLITS[split])
+    if found is None and split == "train":
+        place = root / SPLITS[split][0]
+        raise UserError(
+            f"{place} is not there, whose folders are the concepts: put reference photos into {place}/CONCEPT/, or "
+            "check --data_folder"
+        )
     if found is None:
         raise UserError(f"--split {split}: {root} has no folder {SPLITS[split][0]}; check --split and --data_folder")
     return found
@@ -379,3 +385,21 @@ def views_folder(features_folder: Path, dataset: str, multi_concept: bool, groun
         folder /= "multi_concept"
     folder /= "extracted_features"
     return folder / MASKED if grounding_sam else folder
+
+
+def check_stored(views: Path) -> None:
+    """Refuse a folder, from ``views_folder``, that holds no view of any concept.
+
+    Raises:
+        UserError: it holds none.
+    """
+    if any(views.glob("*/*.pt")):
+        return
+    masked = views.name == MASKED
+    other = views.parent if masked else views / MASKED
+    if any(other.glob("*/*.pt")):
+        raise UserError(f"no views are stored in {views}, but in {other}: give --grounding_sam {not masked}")
+    raise UserError(
+        f"no views are stored in {views}: run extraction.py first, with the same --dataset, --multi_concept and "
+        "--grounding_sam, or check --features_folder"
+    )

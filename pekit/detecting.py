@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pekit import results
-from pekit.datasets import Unit
+from pekit.datasets import Unit, check_stored
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.files import fitting, naming
 from pekit.gallery import identity, load_gallery, photo_stems, stored_views
-from pekit.hub import identify, versions
+from pekit.hub import identify, pick_device, versions
 from pekit.parallel import Shard, agree, first, gather
 from pekit.photos import open_image
 from pekit.pipeline import Matches, Recognizer, match_photos
@@ -60,6 +60,7 @@ def run_detection(
     Raises:
         UserError: views are missing or were made by other models, or nothing is left to test on.
     """
+    first(lambda: check_stored(settings.views_folder), shard)
     if settings.limit:
         concepts, units = _with_views(concepts, units, settings.views_folder)
     where = settings.views_folder, concepts, settings.variation, settings.n_training_views, settings.seed
@@ -72,6 +73,8 @@ def run_detection(
     photos = photos[: settings.limit]
     config = _config(settings, models, loading, sources, gallery, photos)
     agree(config["views_digest"], "the views", shard)
+    if models.device != "auto":
+        pick_device(models.device)  # before a folder is made for nothing
     lock = None
     folder, parts = settings.save_folder, 0
     done: dict[str, dict] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from pekit.files import alone_in, digest_if_readable
 from pekit.gallery import stored_views
 from pekit.hub import identify, versions
+from pekit.names import natural_key
 from pekit.parallel import Shard, first, gather
 from pekit.pictures import AUGMENTATION, Task, import_albumentations
 from pekit.pipeline import Recognizer, extract_views
@@ -83,6 +84,8 @@ def run_extraction(
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
     stored = first(lambda: Stored() if shard.rank else _look_through(manifest, photos, settings), shard)
+    if not shard.rank:
+        _tell_of_orphans(settings.folder, {concept.key for concept in concepts})
     if shard.rank == 0:
         anew = stored.removed | stored.outdated | (set(map(place, tasks)) if settings.overwrite else set())
         missing = [i for i, task in enumerate(tasks) if place(task) in anew or not place(task).is_file()]
@@ -219,6 +222,19 @@ def _look_through(manifest: Manifest, photos: Sequence[Photo], settings: Extract
     leftovers = {file: photo.name for file, (photo, number) in outdated.items() if number > settings.n_augment}
     removed = {view_file(folder, *view) for view in gone} if settings.overwrite else set()
     return Stored(stored, None, removed, set(outdated), leftovers)
+
+
+def _tell_of_orphans(folder: Path, concepts: Set[str]) -> None:
+    """Name concepts with views whose folder of reference photos is gone, or has another name now."""
+    others = [own for own in folder.iterdir() if own.name not in concepts] if folder.is_dir() else []
+    if orphans := sorted((own.name for own in others if any(own.glob("*.pt"))), key=natural_key):
+        log.warning(
+            "%s of views in %s have no reference photos any more, such as %s: vqa.py still knows such concepts; remove "
+            "the folders to forget them",
+            counted(len(orphans), "folder"),
+            folder,
+            orphans[0],
+        )
 
 
 def _stored_manifest(folder: Path) -> Manifest | None:

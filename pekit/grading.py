@@ -89,7 +89,8 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     url_option = "OPENAI_BASE_URL" if environment.get("OPENAI_BASE_URL") else "OPENAI_API_BASE"
     # OpenAI's key in the environment is not for whoever the file names.
     foreign = kind == "openai" and url_option == "OPENAI_API_BASE" and base_url and host_of(base_url) != OPENAI_HOST
-    key = (environment.get(variable) if not foreign else "") or values.get("OPENAI_API_KEY", "")
+    outer = "" if foreign else environment.get(variable, "")
+    key = outer or values.get("OPENAI_API_KEY", "")
     if not key:
         where = (
             f"set OPENAI_API_KEY in [openai] of {config}"
@@ -106,7 +107,8 @@ def read_judge_settings(config: Path, environment: Mapping[str, str] = os.enviro
     if not model or (kind == "azure" and not (base_url and version)):
         needed = "OPENAI_CHAT_MODEL" if not model else "OPENAI_API_BASE and OPENAI_API_VERSION"
         raise UserError(f"the judge needs {needed}: set it in {config}")
-    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version, url_option)
+    key_option = f"{variable} (environment)" if outer else f"OPENAI_API_KEY in {config}"
+    endpoint = Endpoint(f"the judge of {config}", model, key, base_url, kind, version, url_option, key_option)
     return JudgeSettings(endpoint, _parameters(values, config))
 
 

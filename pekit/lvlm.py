@@ -365,7 +365,10 @@ class ServedLvlm(Lvlm):
                 "server with --vlm_base_url"
             )
         option = f"--vlm_model {settings.source}"
-        self._endpoint = Endpoint(option, name, key, settings.base_url, url_option="--vlm_base_url")
+        variable = "VLM_API_KEY" if os.environ.get("VLM_API_KEY") or not own else "OPENAI_API_KEY"
+        self._endpoint = Endpoint(
+            option, name, key, settings.base_url, url_option="--vlm_base_url", key_option=f"{variable} (environment)"
+        )
         self._chat = Chat(self._endpoint, settings.patience)
         self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
         self._line_break = "" if name.lower().endswith("-hf") else "\n"  # the ports' chat template breaks the line

@@ -16,6 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -59,6 +60,7 @@ class Item:
 
 
 KEYS = ("question", "options", "option", "correct_answer", "answer", "gpt_answer")
+DESCRIPTIONS = "*descriptions*.json"
 SHOWN = 5  # names of concepts in a message
 MISSING_PHOTO, UNKNOWN_CONCEPT = "the photo is missing", "no views of this concept are stored"
 
@@ -107,7 +109,8 @@ def find_question_file(data_folder: Path, dataset: str, multi_concept: bool, tex
         raise UserError(f"{dataset} has no published questions: name yours with --json_path, or give --task captioning")
     for pattern in patterns:
         folder = _plain(root).parent if pattern.startswith("../") else root
-        found = sorted(folder.glob(pattern.removeprefix("../")))
+        files = folder.glob(pattern.removeprefix("../"))
+        found = sorted(file for file in files if not fnmatch(file.name, DESCRIPTIONS))
         if len(found) == 1:
             return found[0]
         if found:
@@ -346,7 +349,7 @@ def find_descriptions(file: Path) -> Path | None:
     Raises:
         UserError: there are several.
     """
-    found = sorted(file.parent.glob("*descriptions*.json"))
+    found = sorted(file.parent.glob(DESCRIPTIONS))
     if len(found) > 1:
         names = ", ".join(map(str, found))
         raise UserError(f"several files of descriptions are there ({names}): name one with --descriptions")

@@ -165,9 +165,10 @@ class Manifest:
             if known and mine["fingerprint"] != theirs["fingerprint"]:
                 one, other_one = (f"{model['source']} ({model['fingerprint']})" for model in (mine, theirs))
                 return f"{role} model {one}, not {other_one}"
+        options = {"size": "--dino_img_size", "mask_kind": "masks by"}
         for name in ("split", "mask_kind", "size", "min_mask_area", "exif", "dtype"):
             if getattr(self, name) != getattr(other, name):
-                return f"{name} {getattr(self, name)}, not {getattr(other, name)}"
+                return f"{options.get(name, f'--{name}')} {getattr(self, name)}, not {getattr(other, name)}"
         if self.n_augment and other.n_augment:
             if self.seed != other.seed:
                 return f"augmentations of seed {self.seed}, not {other.seed}"

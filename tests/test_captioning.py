@@ -33,6 +33,7 @@ from pekit.views import save_view, view_file
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 PEOPLE = ("Casey-man", "Alexs hat-hat", "Caseys boosted board-skateboard")
+VIEW = View("mug", "0.png", 0, np.ones((2, 8), dtype=np.float32), np.ones(8, dtype=np.float32))
 PAIR = "Casey_and_Caseys boosted board"
 BOXED = (
     'In this image, the entity enclosed in a blue box is called "{}". Never mention the boxes and their colors. '
@@ -285,6 +286,13 @@ def test_a_request_that_tells_the_names_is_warned_of_or_left_ungraded(ask: Call,
 def test_photos_of_concepts_with_views_alone_are_captioned(ask: Call, no_keys: Path, dataset: str) -> None:
     root = no_keys / "own" / {"yollava": "YoLLaVA/test", "myvlm": "myvlm/data"}[dataset]
     write_photos(root / "new-thing", ["0.png", "1.png"], seed=2)
+    result = ask("--dataset", dataset, "--data_folder", no_keys / "own", "--features_folder", no_keys / "none")
+    assert_refused(result, "no views are stored", "extraction.py")
+    views = no_keys / "none" / dataset / "extracted_features"
+    save_view(view_file(views / "gsam", "new-thing", "0", 0), VIEW)
+    result = ask("--dataset", dataset, "--data_folder", no_keys / "own", "--features_folder", no_keys / "none")
+    assert_refused(result, str(views), "but in", "give --grounding_sam True")
+    save_view(view_file(views, "old-thing", "0", 0), VIEW)
     result = ask("--dataset", dataset, "--data_folder", no_keys / "own", "--features_folder", no_keys / "none")
     assert_refused(result, "no photo in", "extraction.py")
 

@@ -220,13 +220,18 @@ class TestMemoryThatRunsOut:
         monkeypatch.setattr(pictures, "squash", lambda *_: os.kill(os.getpid(), number))
         assert_refused(self.extract(tmp_path, call, models), "--batch_size", "--num_workers 0", "--shm-size")
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "unable to allocate shared memory(shm) for file </torch_7_0>: No space left on device (28)",
+            "unable to resize file </torch_7_0> to the right size: File too large (27)",
+        ],
+    )
     def test_too_little_shared_memory(
-        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, call: Callable, models: Path, monkeypatch: pytest.MonkeyPatch, words: str
     ) -> None:
         def full(_: object) -> None:
-            raise RuntimeError(
-                "unable to allocate shared memory(shm) for file </torch_7_0>: No space left on device (28)"
-            )
+            raise RuntimeError(words)
 
         monkeypatch.setattr(torch.Tensor, "share_memory_", full)
         assert_refused(self.extract(tmp_path, call, models), "--batch_size", "--num_workers 0", "--shm-size")

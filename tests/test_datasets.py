@@ -306,6 +306,12 @@ class TestQueryPhotos:
             assert [unit.name for unit in units] == ["Alex_and_Alexs hat"]
 
 
+def test_without_reference_photos_it_is_said_where_they_go(tmp_path: Path) -> None:
+    (tmp_path / "YoLLaVA/test/mug").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"YoLLaVA/train is not there.*put reference photos into .*train/CONCEPT/"):
+        datasets.read_concepts(tmp_path, "yollava", multi_concept=False)
+
+
 def test_names_in_another_encoding_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "YoLLaVA/train/mug"
     folder.mkdir(parents=True)

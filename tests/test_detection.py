@@ -433,10 +433,17 @@ class TestViewsInUse:
 
     def test_no_views(self, small: Path, models: Path, call: Callable) -> None:
         run = (*common(small, models), "--save_folder", small / "r")
-        assert_refused(call(main, *run, "--grounding_sam"), "extraction.py", "--grounding_sam")
+        assert_refused(call(main, *run, "--grounding_sam"), "gsam, but in", "give --grounding_sam False")
         shutil.rmtree(small / "features/yollava/extracted_features/lamp")
         assert_refused(call(main, *run), "'lamp'", "extraction.py")
-        assert_refused(call(main, *run, "--features_folder", small / "nowhere"), "nowhere")
+        assert_refused(call(main, *run, "--features_folder", small / "nowhere"), "no views", "nowhere", "extraction.py")
+
+    def test_no_folder_is_made_for_a_device_that_is_not_there(
+        self, small: Path, models: Path, tmp_path: Path, call: Callable
+    ) -> None:
+        run = (*common(small, models), "--save_folder", tmp_path / "r", "--device", "cuda:7")
+        assert_refused(call(main, *run), "cuda:7")
+        assert not (tmp_path / "r").exists()
 
     def test_a_limit_leaves_out_concepts_without_views(self, models: Path, tmp_path: Path, call: Callable) -> None:
         write_yollava(tmp_path / "data", CONCEPTS, train=2, test=2)  # pig-cup is a published one, so the first
@@ -452,7 +459,10 @@ class TestViewsInUse:
             assert record["similarities"].keys() == {"pig-cup", "lamp"}
         assert list(json.loads((folder / "metrics.json").read_text())["per_concept"]) == ["pig-cup", "lamp"]
         assert_refused(call(main, *common(tmp_path, models), "--save_folder", tmp_path / "r"), "'teddy-plush'")
-        assert_refused(call(main, *run, "--features_folder", tmp_path / "nowhere"), "'pig-cup'", "extraction.py")
+        for concept in ("pig-cup", "lamp"):
+            views = tmp_path / "features/yollava/extracted_features" / concept
+            views.rename(views.with_name(f"other-{concept}"))
+        assert_refused(call(main, *run), "'pig-cup'", "extraction.py")
 
     def test_photos_of_the_views_own_split_are_told(
         self, small: Path, models: Path, tmp_path: Path, call: Callable

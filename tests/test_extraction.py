@@ -113,6 +113,22 @@ def own_views(run: Path, folder: Path) -> None:
     (folder / "data").symlink_to(run / "data")
 
 
+def test_views_of_concepts_that_are_gone_are_named(models: Path, tmp_path: Path, call: Callable) -> None:
+    write_yollava(tmp_path / "data", CONCEPTS, train=1, test=0)
+    run = options(tmp_path, models)
+    first = call(main, *run)
+    assert_ran(first)
+    assert "no reference photos" not in first.stderr
+    train = tmp_path / "data/YoLLaVA/train"
+    (train / CONCEPTS[1]).rename(train / "renamed-mug")
+    result = call(main, *run)
+    assert_ran(result)
+    assert "1 view made" in result.stdout
+    assert f"1 folder of views in {tmp_path / 'features'}" in result.stderr and CONCEPTS[1] in result.stderr
+    views = tmp_path / "features/yollava/extracted_features"
+    assert {folder.name for folder in views.iterdir() if folder.is_dir()} == {*CONCEPTS, "renamed-mug"}
+
+
 class TestManifest:
     def test_a_trial_of_other_settings_is_refused(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
@@ -170,7 +186,7 @@ class TestManifest:
         result = call(main, *options(tmp_path, models), "--n_training_views", 1, "--overwrite")
         assert_ran(result)
         folder = tmp_path / "features/yollava/extracted_features"
-        assert f"removing the views of size 518, not 224 from {folder}" in result.stderr
+        assert f"removing the views of --dino_img_size 518, not 224 from {folder}" in result.stderr
         assert sorted(path.name for path in folder.glob("*/*.pt")) == ["0_0.pt"] * 3  # none of the old ones is left
         assert json.loads((folder / "manifest.json").read_text())["size"] == 224
 

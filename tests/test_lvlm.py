@@ -716,6 +716,23 @@ def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyP
     assert "openai:my-model" in str(caught.value) and SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "key", "words"),
+    [
+        (401, "", "set VLM_API_KEY (environment)"),
+        (401, "my-own-key", "check VLM_API_KEY (environment)"),
+        (403, "my-own-key", "check VLM_API_KEY (environment), and its rights"),
+        (404, "", "check the model's name and --vlm_base_url, which usually ends in /v1"),
+        (402, "my-own-key", "check the credit"),
+    ],
+)
+def test_what_to_do_about_a_server_that_refuses(no_key: pytest.MonkeyPatch, status: int, key: str, words: str) -> None:
+    no_key.setenv("VLM_API_KEY", key)
+    with ChatServer(lambda body, n: (status, "no")) as server, pytest.raises(UserError) as caught:
+        list(served(server).answers([Request(0, None, "?")]))
+    assert str(caught.value).endswith(f": {words}")
+
+
 def test_headers_of_the_environment_go_where_they_belong(no_key: pytest.MonkeyPatch) -> None:
     no_key.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {SECRET}")
     no_key.setenv("OPENAI_ORG_ID", "org-secret")

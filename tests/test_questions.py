@@ -358,6 +358,15 @@ def test_usual_places(tmp_path: Path) -> None:
     assert str(file) in str(caught.value) and str(other) in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["Single-concept", "Multi-concept"])
+def test_descriptions_beside_the_questions_are_no_questions(tmp_path: Path, part: str) -> None:
+    touch(tmp_path / f"This-is-My-Img/{part}/train/a-b/0.png")
+    file = write_json(tmp_path / f"This-is-My-Img/{part}/TQA/questions.json", {})
+    described = write_json(file.with_name("my_descriptions.json"), {})
+    assert find_question_file(tmp_path, "this-is-my", part == "Multi-concept", True) == file
+    assert find_descriptions(file) == described
+
+
 def test_known_concepts_are_those_with_views(tmp_path: Path) -> None:
     assert [c.key for c in known_concepts(tmp_path / "none", "yollava", False)][:2] == ["pig-cup", "thap-cham"]
     touch(tmp_path / "Alexs hat-hat/0_0.pt")

@@ -173,7 +173,9 @@ def thresholds(text: str) -> tuple[float, ...]:
     except (ArithmeticError, ValueError):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number, a list 0.5,0.75 or a range 0.5:0.9:0.05") from None
     if not all(value.is_finite() and -1 <= value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"'{text}' holds a value that no cosine similarity can have (-1 to 1)")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' holds a value that no cosine similarity has: give -1 to 1, as in 0.75"
+        )
     return tuple(dict.fromkeys(float(value) for value in values))
 
 
@@ -348,10 +350,10 @@ def _out_of_memory(error: RuntimeError | MemoryError) -> str | None:
         )
     # By its words: torch raises a bare RuntimeError, for a worker that was killed even out of a signal handler, so
     # wherever the program is at that time.
-    if re.search(r"DataLoader worker \(pid|shared memory(\(shm\)| object)", str(error)):
+    if re.search(r"DataLoader worker \(pid|shared memory(\(shm\)| object)|unable to resize file", str(error)):
         return (
             "a process that reads photos was killed or has too little shared memory: give a smaller --batch_size, "
-            "--num_workers 0, or a larger /dev/shm (docker run --shm-size 8g)"
+            "--num_workers 0, or a larger /dev/shm (docker run --shm-size 8g; ulimit -f unlimited)"
         )
     return None
 

@@ -254,6 +254,8 @@ def _questions(
     """The question file that is named, or the one in the usual place."""
     text_only = TASKS[args.task].text_only
     file = args.json_path or questions.find_question_file(args.data_folder, args.dataset, args.multi_concept, text_only)
+    if askable is not None:
+        datasets.check_stored(_views_folder(args))
     folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
     described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
     texts = questions.read_descriptions(described) if described else None
@@ -279,6 +281,7 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     # the folders of pairs are named after all concepts, with views or not
     nameable = datasets.read_concepts(*where) if args.multi_concept else concepts
     _, photos = datasets.query_photos(*where, args.split, part, nameable)
+    datasets.check_stored(_views_folder(args))
     shown = {key for photo in photos for key in photo.concepts}
     if args.dataset == "myvlm" and (tested := [concept for concept in concepts if concept.key in shown]):
         from pekit.detecting import without_references
