@@ -111,6 +111,9 @@ def results(folder: Path) -> tuple[list[dict], dict]:
         ("a cat on a mat", "the cat", False),
         ("my_mug, broken", "my mug", True),
         ("\u5c0f\u732b\u5728\u684c\u5b50\u4e0a", "\u5c0f\u732b", True),  # no spaces between words
+        ("\u6211\u7684\u5c0f\u732b\u5728\u684c\u5b50\u4e0a", "\u5c0f\u732b", True),
+        ("Zo\u00e9line waves", "Zo\u00e9", False),
+        ("Robot 21 stands there", "Robot 2", False),
         ("anything", "\u2605", False),
         ("the \u2605 shines", "\u2605", True),
     ],
@@ -131,6 +134,10 @@ def test_names_in_captions(caption: str, name: str, there: bool) -> None:
 def test_a_name_that_is_part_of_another_is_looked_for_beside_it(caption: str, named: set[str]) -> None:
     names = ["Casey", "Casey's boosted board"]
     assert set(named_in(caption, names)) == set(named_in(caption, names[::-1])) == named
+
+
+def test_of_two_names_the_longer_is_looked_for_first_whatever_its_letters() -> None:
+    assert named_in("Look, a friend of Casey.", ["Casey", "A friend of Casey"]) == ["A friend of Casey"]
 
 
 def test_a_caption_is_graded_by_the_share_of_the_names_in_it() -> None:

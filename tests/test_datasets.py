@@ -73,6 +73,39 @@ class TestConcepts:
         _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
         assert [photo.path.name for photo in photos] == ["q.png"]
 
+    def test_folders_of_another_case(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        train = tmp_path / "YOLLAVA/Train"
+        for folder in ("mug", "mug/Negative_Example", "Negative_Example"):
+            write_photos(train / folder, ["0.png"])
+        caplog.set_level(logging.INFO)
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        assert [concept.key for concept in concepts] == ["mug"]
+        assert f"left out {train / 'Negative_Example'}: not a concept" in caplog.text
+        assert len(datasets.reference_photos(tmp_path, "yollava", False, "train", concepts, 1)) == 1
+        assert "are not read" not in caplog.text
+
+    def test_a_folder_with_the_category_of_the_published_list_is_the_published_concepts(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["a-mug", "thap-cham", "pig-cup-cup"], train=1, test=1)
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        assert [concept.key for concept in concepts] == ["pig-cup-cup", "thap-cham", "a-mug"]
+
+    def test_this_is_my_without_the_folder_of_its_single_concept_part(self, tmp_path: Path) -> None:
+        write_photos(tmp_path / "This-is-My-Img/train/Alexs hat-hat", ["v0.png"])
+        concepts = datasets.read_concepts(tmp_path, "this-is-my")
+        assert [concept.key for concept in concepts] == ["Alexs hat-hat"]
+        with pytest.raises(UserError, match="has no This-is-My-Img/Multi-concept in it"):
+            datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        with pytest.raises(UserError, match="has no This-is-My-Img/Single-concept in it"):  # it may be of another
+            datasets.read_concepts(tmp_path / "This-is-My-Img", "this-is-my")
+        (tmp_path / "This-is-My-Img/train").rename(tmp_path / "This-is-My-Img/elsewhere")
+        with pytest.raises(UserError, match="has no This-is-My-Img/Single-concept in it"):
+            datasets.read_concepts(tmp_path, "this-is-my")
+
+    def test_a_split_without_concepts(self, tmp_path: Path) -> None:
+        (tmp_path / "YoLLaVA/train").mkdir(parents=True)
+        with pytest.raises(UserError, match=r"train holds no concept folders"):
+            datasets.read_concepts(tmp_path, "yollava")
+
     @pytest.mark.parametrize("dataset", ["myvlm", "yollava", "this-is-my"])
     def test_a_folder_without_the_data_set(self, tmp_path: Path, dataset: str) -> None:
         for folder in (tmp_path, tmp_path / "nowhere"):
@@ -101,6 +134,7 @@ class TestReferencePhotos:
         picture(1).save(folder / "maeve_dog_4.dat", "JPEG")
         picture(2).save(folder / "maeve_dog_5.jpg", "PNG")  # its suffix is wrong
         (folder / "notes.txt").write_text("no photo")
+        (folder / "._maeve_dog_1.JPG").write_bytes(b"\0\5\x16\7")  # what macOS leaves on disks of others
         (folder / "scores.json").write_text("{}")
         expected = ["1.JPG", "2.PNG", "3", "4.dat", "5.jpg", "8.jpeg", "10.jpeg"]
         assert [path.name for path in datasets.list_photos(folder)] == [f"maeve_dog_{name}" for name in expected]
@@ -119,6 +153,8 @@ class TestReferencePhotos:
         for split in ("train", "test"):
             write_photos(data / "YoLLaVA" / split, ["b.png", "a.JPG"])
             write_photos(data / "YoLLaVA" / split / "lamp/more", ["c.png"])
+            (data / "YoLLaVA" / split / "notes.txt").write_text("no photo")
+            (data / "YoLLaVA" / split / "lamp/empty").mkdir()
         concepts = datasets.read_concepts(data, "yollava")
         for split, read in (
             ("train", lambda: datasets.reference_photos(data, "yollava", False, "train", concepts, 1)),
@@ -129,6 +165,7 @@ class TestReferencePhotos:
             folder = data / "YoLLaVA" / split
             assert f"2 photos directly in {folder}, such as a.JPG" in caplog.text
             assert f"{folder / 'lamp/more'}: photos in folders inside" in caplog.text
+            assert "lamp/empty" not in caplog.text and "fewer than" not in caplog.text
 
     def test_one_photo_is_no_photos(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         data = write_yollava(tmp_path, ["lamp"], train=1, test=1)
@@ -179,6 +216,12 @@ class TestQueryPhotos:
             (f"YoLLaVA/test/{key}/{n}.png", (key,)) for key in ("lamp", "mug") for n in (0, 1)
         ]
 
+    def test_a_split_without_photos(self, tmp_path: Path) -> None:
+        write_yollava(tmp_path, ["mug"], test=0)
+        concepts = datasets.read_concepts(tmp_path, "yollava")
+        with pytest.raises(UserError, match=r"test holds no photo in concept folders"):
+            datasets.query_photos(tmp_path, "yollava", False, "test", None, concepts)
+
     def test_photos_of_a_concept_without_references_stay_as_negatives(self, tmp_path: Path) -> None:
         write_yollava(tmp_path, ["mug", "lamp"], test=2)
         shutil.rmtree(tmp_path / "YoLLaVA/train/lamp")
@@ -222,12 +265,12 @@ class TestQueryPhotos:
         write_this_is_my(tmp_path, (*keys, "Alexs hat-hat"), test=1)
         positive = tmp_path / "This-is-My-Img/Single-concept/test/Positive"
         for key in (*keys, "Alexs hat-hat"):
-            write_photos(positive / key, ["q_double.png", "double.png"])
+            write_photos(positive / key, ["q_double.png", "r_Double.PNG", "double.png"])
         concepts = datasets.read_concepts(tmp_path, "this-is-my")
         _, photos = datasets.query_photos(tmp_path, "this-is-my", False, "test", "Positive", concepts)
         shown = {(photo.concepts[0], photo.path.name): set(photo.concepts) for photo in photos}
         for one, other in (keys[:2], keys[:2][::-1], keys[2:], keys[2:][::-1]):
-            assert shown[one, "q_double.png"] == {one, other}
+            assert shown[one, "q_double.png"] == shown[one, "r_Double.PNG"] == {one, other}
             assert shown[one, "q0.png"] == shown[one, "double.png"] == {one}
         assert shown["Alexs hat-hat", "q_double.png"] == {"Alexs hat-hat"}
 
@@ -295,6 +338,13 @@ class TestQueryPhotos:
         write_multi(tmp_path, ["Alex-woman"], ["Alex_and_Alexs boat"])
         concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
         with pytest.raises(UserError, match="Alex_and_Alexs boat"):
+            datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
+
+    def test_no_pair_at_all(self, tmp_path: Path) -> None:
+        write_multi(tmp_path, ["Alex-woman"], [])
+        (tmp_path / "This-is-My-Img/Multi-concept/test").mkdir()
+        concepts = datasets.read_concepts(tmp_path, "this-is-my", multi_concept=True)
+        with pytest.raises(UserError, match="test holds no photo in folders named A_and_B"):
             datasets.query_photos(tmp_path, "this-is-my", True, "test", None, concepts)
 
     @pytest.mark.parametrize("name", ["Alex", "Alex_and_Nobody"])

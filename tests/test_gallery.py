@@ -160,6 +160,25 @@ def test_one_file_where_all_photos_are_in_use(stored, monkeypatch, augmented) ->
     assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
 
 
+def test_one_augmentation_alone_stays_out(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    for file in folder.glob("*/*_1.pt"):
+        if file.parent.name != "kite 10" or file.stem != "v0_1":
+            file.unlink()
+    consolidate(monkeypatch)
+    for concept, photos in zip(concepts, (3, 5, 12), strict=True):
+        found = gallery.load_gallery(folder, [concept], "normal", 20, seed=3)
+        assert [name.rpartition("_")[2] for name in found.files] == ["0.pt"] * photos
+
+
+def test_views_are_listed_where_they_are_not_too_many(stored, monkeypatch) -> None:
+    folder, concepts = stored
+    known = gallery.load_gallery(folder, concepts, "normal", 20, seed=0)
+    for most, told in ((20, list(known.files)), (19, "20 views")):
+        monkeypatch.setattr(gallery, "LARGE", most)
+        assert gallery.identity(known)["views"] == told
+
+
 def test_a_concepts_digest_is_of_its_own_views_alone(stored) -> None:
     """Whatever the number of views of others, which pads its own."""
     folder, concepts = stored
@@ -280,6 +299,7 @@ def test_what_killed_processes_left_goes_after_a_day(stored, monkeypatch) -> Non
         file.write_bytes(b"x")
     for file in (old, mine):
         os.utime(file, (0, time.time() - 25 * 3600))
+    (folder / ".tmpAb1xYx").symlink_to(folder / "none")  # gone, as where another process has removed it meanwhile
     gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
     assert not old.exists() and not mine.exists() and new.exists()
 

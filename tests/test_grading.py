@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def answered(reply: str | None, key: str, options: dict[str, str] | None = None,
         ("A", "A", "A"),
         ("b", "B", "B"),
         (" B. ", "B", "B"),
+        ("\nb\n", "B", "B"),
         ("A.red", "A", "A"),
         ("B) blue", "B", "B"),
         ("(B)", "B", "B"),
@@ -88,6 +90,8 @@ def test_three_options() -> None:
         ("", {"A": "+", "B": "blue"}, ""),
         ("+", {"A": "-", "B": "+"}, "B"),
         ("-5", {"A": "5", "B": "-5"}, "B"),
+        ("B", {"a": "red", "b": "blue"}, "B"),
+        ("It is blue", {"a": "red", "b": "blue"}, "B"),
     ],
 )
 def test_strict_letter_of_odd_options(reply: str, options: dict[str, str], letter: str) -> None:
@@ -155,7 +159,8 @@ def test_graders_of_open_answers() -> None:
     assert [a.verdict.correct for a in grade(answers, "exact", None) if a.verdict] == [True, False, None]
     ungraded = list(grade(answers, "none", None))
     assert [(a.verdict.correct, a.verdict.grader) for a in ungraded if a.verdict] == [(None, "none")] * 3
-    assert ungraded[2].verdict and ungraded[2].verdict.reason == "the server was away"
+    reasons = [a.verdict.reason for a in ungraded if a.verdict]
+    assert reasons == ["--grader none", "--grader none", "the server was away"]
 
 
 # --- the judge ---
@@ -437,6 +442,18 @@ def test_grading_runs_at_the_concurrency_asked_for(tmp_path: Path) -> None:
     assert {a.query.number: a.verdict.correct for a in graded if a.verdict} == {n: n == 3 for n in range(12)}
 
 
+def test_a_refusal_does_not_wait_for_what_is_tried_again(tmp_path: Path) -> None:
+    def answer(body: dict, n: int) -> tuple[int, str]:
+        return (401, "no") if prompt_of(body).endswith("reply 0") else (429, "slow down")
+
+    began = time.monotonic()
+    with ChatServer(answer) as server:
+        judge = judge_at(server, tmp_path, Patience(attempts=2, first_wait=50, timeout=5))
+        with pytest.raises(UserError):
+            list(grade([answered(f"reply {n}", "blue") for n in (0, 1)], "gpt", judge, concurrency=2))
+    assert time.monotonic() - began < 25
+
+
 def test_what_is_the_same_is_judged_once(tmp_path: Path) -> None:
     replies = ["navy", "teal", "navy", "navy"]
     answers = [answered(reply, "blue", number=n) for n, reply in enumerate(replies)]
@@ -464,7 +481,7 @@ def test_what_a_filter_has_cut_is_no_verdict(tmp_path: Path) -> None:
 # --- settings ---
 
 
-@pytest.mark.parametrize("quote", ["", '"', "'"])
+@pytest.mark.parametrize("quote", ["", '"', "'", '" '])
 def test_config_values_quoted_or_not(tmp_path: Path, quote: str) -> None:
     names = {
         "OPENAI_API_TYPE": "azure", "OPENAI_API_VERSION": "2024-10-21", "OPENAI_API_BASE": "https://me.example.com",
@@ -544,13 +561,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_azure_is_asked_at_its_deployment(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes") as server:
         config = write_config(
-            tmp_path, OPENAI_API_TYPE='"azure"', OPENAI_API_VERSION='"2024-10-21"',
+            tmp_path, OPENAI_API_TYPE='"Azure"', OPENAI_API_VERSION='"2024-10-21"',
             OPENAI_API_BASE=f'"{server.address}"', OPENAI_API_KEY=f'"{SECRET}"', OPENAI_CHAT_MODEL='"my-deployment"',
         )  # fmt: skip
         judge = Judge(read_judge_settings(config, {}), QUICK, tmp_path / "cache")
         assert judge.verdict("?", "a", "b").correct is True
     assert server.paths == ["/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"]
     assert server.keys == [SECRET]
+    assert judge.describe() == {
+        "model": "my-deployment", "kind": "azure", "base_url": server.address, "api_version": "2024-10-21",
+        "parameters": {}, "instruction_version": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -588,6 +609,17 @@ def test_a_file_that_cannot_be_read_does_not_show_its_lines(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"config\.ini") as caught:
         read_judge_settings(path, {})
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("again", "name"), [("[openai]\nTEMP = 0\n", "openai"), ("OPENAI_API_KEY = b\n", "openai_api_key")]
+)
+def test_what_stands_twice_is_named(tmp_path: Path, again: str, name: str) -> None:
+    config = write_config(tmp_path, OPENAI_API_KEY=SECRET, OPENAI_CHAT_MODEL="gpt")
+    config.write_text(config.read_text() + again)
+    with pytest.raises(UserError) as caught:
+        read_judge_settings(config, {})
+    assert str(caught.value) == f"'{name}' stands twice in {config}, again in line 4: remove one"
 
 
 def test_the_file_that_is_shipped_needs_only_a_key() -> None:

@@ -29,7 +29,7 @@ from conftest import (
     write_yollava,
 )
 
-from pekit import cli
+from pekit import cli, parallel
 from pekit.cli import detection, extraction
 from pekit.hub import pick_device
 from pekit.parallel import Shard, current_shard, gather, joined, launch, shard_device, usable_cores
@@ -96,6 +96,42 @@ def test_on_a_second_machine_gpus_are_counted_from_its_own_first(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     assert shard_device("auto", (), third_of_the_second) == "cuda:2"
+
+
+def test_several_processes_without_a_gpu_find_their_device_as_one_does() -> None:
+    assert shard_device("auto", (), Shard(rank=1, world=2, local_rank=1)) == "auto"
+
+
+def test_a_process_knows_its_place_and_has_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for cores in (8, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        with pytest.raises(SystemExit) as left:
+            parallel._rank(1, lambda argv: 7 if argv == ["--x"] else 0, ["--x"], 3, 29500)
+        assert left.value.code == 7
+    assert threads == [2, 1]
+    assert current_shard() == Shard(1, 3, 1) and os.environ["LOCAL_WORLD_SIZE"] == "3"
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "29500")
+
+
+def test_processes_that_do_not_end_are_told_more_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        def __init__(self, pid: int, ends_at: int | None) -> None:
+            self.pid, self.ends_at, self.waits, self.told = pid, ends_at, [], [None]
+
+        def is_alive(self) -> bool:
+            return self.ends_at not in self.told
+
+        def join(self, seconds: float) -> None:
+            self.waits.append(seconds)
+
+    processes = [Process(0, None), Process(1, signal.SIGINT), Process(2, signal.SIGTERM)]
+    monkeypatch.setattr(os, "kill", lambda pid, number: processes[pid].told.append(number))
+    parallel._stop(processes)
+    assert [process.told[1:] for process in processes] == [[], [signal.SIGINT], [signal.SIGINT, signal.SIGTERM]]
+    assert [process.waits for process in processes] == [[parallel.PATIENCE] * 3] * 3
 
 
 def test_a_process_that_ends_early_waits_for_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:

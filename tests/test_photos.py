@@ -9,7 +9,7 @@ import pytest
 from conftest import broken, picture
 from PIL import Image
 
-from pekit.photos import open_image, squash
+from pekit.photos import is_turned, open_image, squash
 from pekit.records import PhotoError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n"
@@ -36,6 +36,8 @@ class TestOpenImage:
         found = np.asarray(open_image(tmp_path / "x.png"))
         np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
         np.testing.assert_array_equal(found[0], found[0, :, :1].repeat(3, axis=1))
+        Image.fromarray(np.array([[0, 1]], dtype=np.uint16)).save(tmp_path / "x.png")  # as dark as can be
+        assert not np.asarray(open_image(tmp_path / "x.png")).any()
 
     @pytest.mark.parametrize("top", [1, 255, 65535])
     def test_floating_point_grey_in_each_of_its_ranges(self, tmp_path: Path, top: float) -> None:
@@ -61,7 +63,7 @@ class TestOpenImage:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (POINTER, "git lfs pull"),
+            (POINTER, r"^\S+x\.png is a Git LFS pointer, .*git lfs pull"),
             (b"", "cannot be read as an image: it is empty"),
             (b"this is no image", "cannot be read as an image: it is of no known kind"),
             (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC photo: convert it"),
@@ -97,3 +99,17 @@ class TestOpenImage:
         image = Image.fromarray(np.array([[[0] * 3, [200] * 3]], dtype=np.uint8))
         row = np.asarray(squash(image, 4))[0, :, 0]
         np.testing.assert_array_equal(row, [0, 50, 150, 200])
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(None, False), (1, False), (6, True)])
+def test_photos_that_exif_would_turn(tmp_path: Path, orientation: int | None, turned: bool) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    picture(6).save(tmp_path / "x.jpg", exif=exif)
+    assert is_turned(tmp_path / "x.jpg") is turned
+
+
+def test_a_photo_that_cannot_be_read_is_not_said_to_be_turned(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    assert not is_turned(tmp_path / "x.jpg") and not is_turned(tmp_path / "y.jpg")

@@ -110,6 +110,27 @@ class TestAugment:
             angles.append(np.degrees(np.arctan2(y, abs(x))))
         assert -30.1 < min(angles) < -28 and 28 < max(angles) < 30.1
 
+    def test_what_a_seed_draws_stays_the_same(self) -> None:
+        """Else ``AUGMENTATION`` has to go up, for old and new views of one photo would be alike by chance alone."""
+        assert pictures.AUGMENTATION == 2
+        ys, xs = np.mgrid[-200:201, -200:201]
+        dot = ((xs - 180) ** 2 + ys**2 < 100).astype(np.uint8) * 255
+        image = Image.fromarray(np.stack([dot] * 3, axis=-1))
+        found = []
+        for number in range(1, 7):
+            drawn = np.asarray(augment(image, 42, "train/mug/0.png", number))
+            y, x = (np.argwhere(drawn[..., 0] > 127) - 200).mean(0)
+            found.append((np.degrees(np.arctan2(y, abs(x))), x < 0))
+        # -random.Random(r).uniform(-30, 30) and random.Random(f).random() < 0.5, where r and f are the first and the
+        # next four bytes of the SHA-256 of "42/train/mug/0.png/<number>"
+        np.testing.assert_allclose([angle for angle, _ in found], [-16.5, 24.5, -14.0, -12.7, 1.0, 8.8], atol=0.3)
+        assert [flipped for _, flipped in found] == [False, True, False, False, False, False]
+
+    def test_no_newer_version_of_the_library_is_looked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE", raising=False)
+        pictures.import_albumentations()
+        assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
 
 class TestLoading:
     @pytest.fixture

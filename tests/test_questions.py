@@ -166,6 +166,7 @@ def test_photos_may_not_leave_their_folders(tmp_path: Path, name: str) -> None:
     assert find_photo(name.format(tmp=tmp_path), [folder], "yollava") is None
     assert find_photo("a\\..\\a\\0.png", [folder], "yollava") == inside
     assert find_photo(str(inside), [folder], "yollava") == inside
+    assert find_photo(str(inside), [tmp_path / "other", folder], "yollava") == inside
 
 
 def test_folders_named_by_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +211,26 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
     assert find_photo("above.png", folders, "yollava") is None
 
 
+@pytest.mark.parametrize("above", ["THIS-IS-MY-IMG", "my data"])
+def test_photos_beside_the_questions_folder_need_no_references(tmp_path: Path, above: str) -> None:
+    """The data set's folder is known by its name, or by --data_folder."""
+    top = tmp_path / above
+    photo = touch(top / "photos/bo/0.png")
+    touch(tmp_path / "outside.png")
+    data = top if above == "my data" else tmp_path / "empty"
+    data.mkdir(exist_ok=True)
+    folders = photo_folders(top / "questions/new/q.json", data, "this-is-my", False, "test")
+    assert find_photo("photos/bo/0.png", folders, "this-is-my") == photo
+    assert find_photo("outside.png", folders, "this-is-my") is None
+
+
+@pytest.mark.parametrize("root", ["This-is-My-Img", "this-is-my", "THIS-IS-MY-IMG", "mine"])
+def test_a_path_may_begin_with_any_name_of_the_data_sets_folder(tmp_path: Path, root: str) -> None:
+    photo = touch(tmp_path / "Mine/test/bo/0.png")
+    assert find_photo(f"./{root}/test/bo/0.png", [tmp_path / "Mine"], "this-is-my") == photo
+    assert find_photo("others/test/bo/0.png", [tmp_path / "Mine"], "this-is-my") is None
+
+
 @pytest.mark.parametrize(
     ("entry", "answer"),
     [
@@ -235,6 +256,7 @@ def test_file_outside_of_any_data_set_looks_beside_itself_only(tmp_path: Path) -
         ({"options": {"1": "dog", "2": "cat"}, "answer": 2}, "2"),
         ({"options": {str(n): f"dog {n}" for n in range(1, 13)}, "answer": "12. dog 12"}, "12"),
         ({"options": [f"dog {n}" for n in range(1, 13)], "answer": "dog 12"}, "L"),
+        ({"options": [f"dog {n}" for n in range(1, 27)], "answer": "dog 26"}, "Z"),
         ({"answer": 3}, "3"),
         ({"options": {"A)": "dog", "B.": "cat"}, "answer": "B."}, "B"),
         ({"options": ["A. dog", "B) cat"], "answer": "cat"}, "B"),
@@ -276,6 +298,11 @@ def test_text_only_questions_that_name_photos_are_told(tmp_path: Path, caplog: p
     file = write_json(tmp_path / "q.json", {"bo": {"test/bo/0.PNG": {"question": "?", "answer": "A"}}})
     read_questions(file, YOLLAVA, (), "yollava", True)
     assert "test/bo/0.PNG, which tqa does not show" in caplog.text
+    caplog.clear()
+    read_questions(
+        write_json(tmp_path / "t.json", {"bo": {"0": {"question": "?", "answer": "A"}}}), YOLLAVA, (), "yollava", True
+    )
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -516,4 +543,6 @@ def test_names_in_angle_brackets(tmp_path: Path) -> None:
     texts = read_descriptions(write_json(tmp_path / "d.json", {"concept_dict": {"<bo>": {"info": "<bo> is brown."}}}))
     file = write_json(tmp_path / "q.json", {"<bo>": {"0": {"question": "?", "answer": "!"}}})
     question = read_questions(file, YOLLAVA, (), "yollava", True, descriptions=texts).items[0].question
+    assert question.concepts == ("bo",) and question.context == "bo is brown."
+    question = read_questions(file, (), (), "yollava", True, descriptions=texts).items[0].question  # bo is not known
     assert question.concepts == ("bo",) and question.context == "bo is brown."

@@ -152,6 +152,8 @@ def test_json_is_strict_and_plain(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert stored == {"a": 0.5, "b": [[1, 2]], "c": None, "d": [3, True], "e": "é"}
     assert list(stored) == list("abcde")
+    for text in ((tmp_path / "x.json").read_text(encoding="utf-8"), results.json_line(value)):
+        assert "\u00e9" in text  # for people to read
 
 
 @pytest.mark.parametrize("rest", [b'{"n": 3, "unfin', b'{"n": "caf\xc3', b"{", b'"\xe2\x82'])
@@ -170,11 +172,11 @@ def test_damage_inside_is_not(tmp_path: Path, content: bytes) -> None:
 
 def test_records_stay_on_disk_and_the_latest_of_a_photo_counts(tmp_path: Path) -> None:
     first, second = tmp_path / "part-0.jsonl", tmp_path / "part-1.jsonl"
-    rows = [{"photo": name, "n": n} for n, name in enumerate(("a", "caf\u00e9/1", "b"))]
+    rows = [{"photo": name, "n": n} for n, name in enumerate(("a", "caf\u00e9/1", "b", "last"))]
     first.write_text("".join(map(results.json_line, rows)) + '{"photo": "c", "n"', encoding="utf-8")
     second.write_text(results.json_line({"photo": "b", "n": 7}), encoding="utf-8")
     records = results.StoredRecords([first, second])
-    assert [records[name]["n"] for name in ("b", "caf\u00e9/1", "a", "caf\u00e9/1")] == [7, 1, 0, 1]
+    assert [records[name]["n"] for name in ("b", "caf\u00e9/1", "a", "caf\u00e9/1", "last")] == [7, 1, 0, 1, 3]
     with pytest.raises(KeyError):
         records["c"]
     records.close()
@@ -200,6 +202,33 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_an_error_that_names_a_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, files.replacing(tmp_path / "x.json"):
+        (tmp_path / "other.json").read_text()
+    assert caught.value.filename == str(tmp_path / "other.json")
+
+
+def test_one_process_at_a_time_is_alone_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "views/gsam"
+    for _ in range(2):  # made where it is missing, taken where it is there
+        with files.alone_in(folder):
+            other = os.open(folder, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
+        os.close(other)
+
+
+def test_folders_that_have_no_locks_are_taken_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with files.alone_in(tmp_path):
+        (tmp_path / "x").touch()
+    assert (tmp_path / "x").exists()
+
+
 def test_a_name_of_the_longest_kind_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / ("\u5b57" * 85)  # 255 bytes
     files.write_atomically(path, "x")
@@ -210,6 +239,12 @@ def test_names_that_fit_stay_and_longer_ones_stay_apart() -> None:
     assert files.fitting("n" * 240) == "n" * 240
     first, second = (files.fitting("\u5b57" * 90 + end) for end in "ab")
     assert first != second and first.startswith("\u5b57" * 40) and len(first.encode()) < 240
+
+
+def test_a_photo_that_is_gone_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert files.digest_if_readable(tmp_path / "x") == "ba7816bf8f01cfea"  # of FIPS 180's example
+    assert files.digest_if_readable(tmp_path / "y") == ""
 
 
 def test_a_new_runs_folder_goes_where_its_config_cannot_be_written(
@@ -223,3 +258,26 @@ def test_a_new_runs_folder_goes_where_its_config_cannot_be_written(
     with pytest.raises(OSError, match="No space"):
         results.write_config(folder, {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "is no folder of a run of vqa.py"),
+        ("{", "is no folder of a run of vqa.py"),
+        ("[]", "is no folder of a run of vqa.py"),
+        ('{"settings": {}, "argv": []}', "config.json lacks questions, working_folder: it is not that of a run"),
+    ],
+)
+def test_a_folder_of_another_kind_is_no_run_of_vqa(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        results.read_config(tmp_path)
+    assert str(tmp_path) in str(caught.value) and words in str(caught.value)
+
+
+def test_the_config_of_a_run_of_vqa_is_read_as_it_is(tmp_path: Path) -> None:
+    config = {"argv": ["--task", "vqa"], "working_folder": "/home/bo", "settings": {}, "questions": {}, "more": 1}
+    results.write_config(tmp_path, config)
+    assert results.read_config(tmp_path) == config

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,14 @@ class TestFiles:
             said = f"{file} cannot be read as a view ({words}): delete it and run extraction.py again"
             assert str(error.value) == said
 
+    def test_an_archive_that_is_damaged_within_is_not_said_to_be_unsafe(self, tmp_path: Path) -> None:
+        torch.save({"dino_obj_features": torch.zeros(2, 3)}, tmp_path / "whole.pt")
+        with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "x_0.pt", "w") as damaged:
+            for name in whole.namelist():
+                damaged.writestr(name, b"\x80\x02nonsense" if name.endswith("data.pkl") else whole.read(name))
+        with pytest.raises(UserError, match=r"x_0\.pt .*it is damaged or was not written by torch\.save"):
+            views.load_view(tmp_path / "x_0.pt")
+
     def test_one_that_may_not_be_read_is_not_to_be_deleted(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -159,8 +168,14 @@ class TestFiles:
     def test_something_else_saved_by_torch_is_named(self, tmp_path: Path) -> None:
         for content in ({"weights": torch.zeros(3)}, torch.zeros(3), [1, 2]):
             torch.save(content, tmp_path / "x_0.pt")
-            with pytest.raises(UserError, match="dino_obj_features"):
+            with pytest.raises(UserError) as error:
                 views.load_view(tmp_path / "x_0.pt")
+            said = f"{tmp_path / 'x_0.pt'} holds no dino_obj_features: it is no view; move it elsewhere"
+            assert str(error.value) == said
+
+    def test_one_that_is_gone_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"x_0\.pt cannot be read as a view \(.*No such file"):
+            views.load_view(tmp_path / "x_0.pt")
 
 
 class Trap:
@@ -367,12 +382,14 @@ class TestManifest:
     def test_what_does_not_matter(self, manifest: views.Manifest) -> None:
         assert manifest.difference(replace(manifest, versions={"torch": "3"})) is None
         assert manifest.difference(replace(manifest, seed=1, augmentation=2, n_augment=0)) is None  # no draw
+        assert replace(manifest, n_augment=0).difference(replace(manifest, seed=1, augmentation=2)) is None
         assert manifest.difference(replace(manifest, n_augment=12)) is None  # nine of them are there
 
     @pytest.mark.parametrize(
         "change",
         [
             *({"models": models} for models in (None, "x", [], {}, {"features": None}, {"features": {"source": "a"}})),
+            {"models": {"features": {"source": "a", "fingerprint": "b"}, "grounding": {"source": "a"}}},
             {"n_augment": None},
             {"more": 1},
         ],

@@ -366,6 +366,7 @@ def test_unpersonalised_tasks_need_no_views_and_draw_nothing(ask: Call, world: P
         "Is lamp on? A.yes or B.no",
     ]
     assert [record["correct"] for record in found] == [True, False, True]
+    assert [record["not_found"] for record in found] == [[]] * 3  # nothing was looked for
 
 
 def test_unpersonalised_tasks_name_concepts_that_have_no_views(ask: Call, world: Path, tmp_path: Path) -> None:
@@ -432,6 +433,18 @@ def test_other_concepts_do_not_share_an_outlined_region() -> None:
     assert [d.concept for d in choose_regions(("5",), many, 8)[0]] == ["5", "0", "1", "2", "3", "4", "6", "7"]
     assert [d.concept for d in choose_regions(("5",), many, 1)[0]] == ["5", "0"]
     assert [d.concept for d in choose_regions(("5", "3"), many, 0)[0]] == ["5", "3"]
+    asked = tuple(map(str, range(10, 20)))  # more than there are colours
+    assert [d.concept for d in choose_regions(asked, many, 1)[0]] == list(asked[:8])
+
+
+def test_other_concepts_are_outlined_best_first(ask: Call, tmp_path: Path) -> None:
+    options = ("--dataset", "this-is-my", "--multi_concept", "True", "--task", "vqa_names_ambiguity_full")
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask(*options, *served(server), "--grader", "none"))
+    asked, *others = records(only_run(tmp_path / "results"))[2]["regions"]
+    assert asked["concept"] == "Alexs hat-hat"
+    assert {region["concept"] for region in others} == {"Casey-man", "Caseys boosted board-skateboard"}
+    assert others[0]["score"] > others[1]["score"]
 
 
 def test_threshold_leaves_concepts_out_and_says_so(ask: Call, tmp_path: Path) -> None:
@@ -549,6 +562,19 @@ def test_unanswered_questions_are_told_where_nobody_grades(ask: Call, nowhere: d
         result = ask(*run, *served(server))
     assert_ran(result, 1)
     assert f"go on with --resume {only_run(tmp_path / 'results')}" in result.stderr
+    errors = [line for line in result.stderr.splitlines() if "ERROR" in line]
+    assert len(errors) == 1 and f"question 2, Casey_Caseys boosted board, ./test/{PAIR}/1.png: " in errors[0]
+
+
+def test_the_config_tells_which_parameters_the_server_did_not_take(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    def answer(body: dict, n: int) -> Any:
+        refused = {"code": "unsupported_value", "param": "temperature"}
+        return (400, "only the default", refused) if "temperature" in body else "A"
+
+    with ChatServer(answer) as server:
+        assert_ran(ask("--dataset", "yollava", *served(server), "--limit", 1))
+    config = json.loads((only_run(tmp_path / "results") / "config.json").read_text())
+    assert config["lvlm"]["parameters_not_taken"] == ["temperature"]
 
 
 def answer_about(subject: str, variant: str, correct: bool | None, missed: tuple[str, ...] = ()) -> Answer:
@@ -1153,6 +1179,40 @@ def test_dry_run_asks_nobody(ask: Call, nowhere: dict, tmp_path: Path, monkeypat
     assert not list((tmp_path / "results").rglob("answers.jsonl"))
 
 
+def test_a_dry_run_words_three_questions_or_as_many_as_asked_for(ask: Call, tmp_path: Path) -> None:
+    questions = {str(n): {"question": f"Is it {n}?", "answer": "yes"} for n in range(6)}
+    file = write_json(tmp_path / "questions.json", {"pig-cup": questions})
+    for limit, count in (((), 3), (("--limit", 5), 5)):
+        result = ask("--dataset", "yollava", "--task", "tqa", "--json_path", file, "--dry_run", *limit)
+        assert_ran(result)
+        assert re.findall(r"Is it \d\?", result.stdout) == [f"Is it {n}?" for n in range(count)]
+
+
+@pytest.mark.parametrize("viewer", [True, False])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_show_opens_what_the_lvlm_is_shown(
+    ask: Call, nowhere: dict, monkeypatch: pytest.MonkeyPatch, dry_run: bool, viewer: bool
+) -> None:
+    """Once for each question, not for the baseline; where there is no viewer, that is told once."""
+    shown: list[tuple] = []
+
+    def show(image: Image.Image, title: str) -> bool:
+        shown.append((title, image.size, image.getpixel((66, 60))))
+        return viewer
+
+    monkeypatch.setattr(asking.ImageShow, "show", show)
+    asking._tell_of_no_viewer.cache_clear()
+    nowhere["0.png"] = [Detection("pig-cup", 0.9, HERE)]
+    with ChatServer(lambda body, n: "B") as server:
+        options = ("--dry_run",) if dry_run else ("--with_baseline", *served(server))
+        result = ask("--dataset", "yollava", "--limit", 2, "--show", *options)
+    assert_ran(result)
+    (outlined, other), folder = shown, "./yollava-data/test/pig-cup"
+    assert outlined == (f"{folder}/0.png", (640, 480), (0, 0, 255))
+    assert other[:2] == (f"{folder}/1.png", (640, 480)) and other[2] != (0, 0, 255)
+    assert result.stderr.count("this system has no viewer") == (0 if viewer else 1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -1250,6 +1310,7 @@ def test_all_replies_that_come_are_kept_where_the_run_ends_early(ask: Call, nowh
         assert_refused(ask("--dataset", "yollava", *served(server), "--concurrency", 3), "refuses every request")
     [answers] = tmp_path.rglob("answers.jsonl")
     assert [r["reply"] for r in records(answers.parent)] == ["A", "A"]
+    assert "lvlm" in json.loads((answers.parent / "config.json").read_text())  # whose replies they are
 
 
 def test_a_dry_run_checks_the_views(ask: Call, call: Call, tmp_path: Path, world: Path, models: Path) -> None:
