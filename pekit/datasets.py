@@ -36,7 +36,6 @@ SPLITS = {
 }
 POSITIVE = "Positive"  # parts of This-is-My-Img's test photos
 NEGATIVE_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
-MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the concepts
 DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
 
 
@@ -376,30 +375,3 @@ def _warn_of_stray(folder: Path, of_concepts: Iterable[Path]) -> None:
             hidden = below.name.startswith(".") or below.name.lower() in NOT_CONCEPTS
             if below.is_dir() and not hidden and list_photos(below):
                 log.warning("%s: photos in folders inside a concept's folder are not read", below)
-
-
-def views_folder(features_folder: Path, dataset: str, multi_concept: bool, grounding_sam: bool) -> Path:
-    """The folder that holds one folder of views per concept."""
-    folder = features_folder / dataset
-    if multi_concept:
-        folder /= "multi_concept"
-    folder /= "extracted_features"
-    return folder / MASKED if grounding_sam else folder
-
-
-def check_stored(views: Path) -> None:
-    """Refuse a folder, from ``views_folder``, that holds no view of any concept.
-
-    Raises:
-        UserError: it holds none.
-    """
-    if any(views.glob("*/*.pt")):
-        return
-    masked = views.name == MASKED
-    other = views.parent if masked else views / MASKED
-    if any(other.glob("*/*.pt")):
-        raise UserError(f"no views are stored in {views}, but in {other}: give --grounding_sam {not masked}")
-    raise UserError(
-        f"no views are stored in {views}: run extraction.py first, with the same --dataset, --multi_concept and "
-        "--grounding_sam, or check --features_folder"
-    )

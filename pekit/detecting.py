@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pekit import results
-from pekit.datasets import Unit, check_stored
+from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.files import fitting, naming
-from pekit.gallery import identity, load_gallery, photo_stems, stored_views
+from pekit.gallery import identity, load_gallery, photo_stems
 from pekit.hub import identify, pick_device, versions
 from pekit.parallel import Shard, agree, first, gather
 from pekit.photos import open_image
@@ -29,7 +29,7 @@ from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
 from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError, counted
 from pekit.retrieval import detect
-from pekit.views import read_manifest
+from pekit.views import check_stored, read_manifest, stored_views
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from pekit.files import alone_in, digest_if_readable
-from pekit.gallery import stored_views
 from pekit.hub import identify, versions
 from pekit.names import natural_key
 from pekit.parallel import Shard, first, gather
 from pekit.pictures import AUGMENTATION, Task, import_albumentations
 from pekit.pipeline import Recognizer, extract_views
 from pekit.records import Concept, LoadingSettings, ModelSettings, Photo, UserError, counted
-from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, view_file
+from pekit.views import MANIFEST, Manifest, load_view, read_manifest, split_name, stored_views, view_file
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from pekit.datasets import MASKED
 from pekit.files import replacing
 from pekit.names import natural_key
 from pekit.records import Concept, Gallery, UserError, counted
-from pekit.views import MANIFEST, load_view, split_name, view_name
+from pekit.views import MANIFEST, MASKED, load_view, split_name, stored_views, view_name
 
 log = logging.getLogger(__name__)
 
@@ -135,16 +134,6 @@ def _check_augmentations(files: Sequence[str], folder: Path) -> None:
 
 
 # --- which views --------------------------------------------------------------------------------------------------
-
-
-def stored_views(folder: Path, concept: str) -> list[tuple[str, int]]:
-    """Photo stem and augmentation of the views of a concept, photos in natural order of their names."""
-    own = folder / concept
-    if not own.is_dir():
-        return []
-    files = [entry.name for entry in os.scandir(own) if entry.name.endswith(".pt")]
-    names = [split_name(own / name) for name in files if not name.startswith(".")]  # ._x_0.pt: what macOS leaves
-    return sorted(names, key=lambda name: (natural_key(name[0]), name[1]))
 
 
 def choose_views(

@@ -2,12 +2,15 @@
 
 Path of a view (the published one): ``<features_folder>/<dataset>/[multi_concept/]extracted_features/[gsam/]
 <concept folder>/<photo stem>_<augmentation>.pt``; the untouched photo is augmentation 0.
+
+torch is imported where it is used: the scripts name the folder before they load any library.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 from dataclasses import dataclass
@@ -15,12 +18,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pekit.files import write_atomically
+from pekit.names import natural_key
 from pekit.records import UserError, View, reason
 
 MANIFEST = "manifest.json"
+MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the concepts
+
+
+# --- paths --------------------------------------------------------------------------------------------------------
+
+
+def views_folder(features_folder: Path, dataset: str, multi_concept: bool, grounding_sam: bool) -> Path:
+    """The folder that holds one folder of views per concept."""
+    folder = features_folder / dataset
+    if multi_concept:
+        folder /= "multi_concept"
+    folder /= "extracted_features"
+    return folder / MASKED if grounding_sam else folder
+
+
+def check_stored(views: Path) -> None:
+    """Refuse a folder, from ``views_folder``, that holds no view of any concept.
+
+    Raises:
+        UserError: it holds none.
+    """
+    if any(views.glob("*/*.pt")):
+        return
+    masked = views.name == MASKED
+    other = views.parent if masked else views / MASKED
+    if any(other.glob("*/*.pt")):
+        raise UserError(f"no views are stored in {views}, but in {other}: give --grounding_sam {not masked}")
+    raise UserError(
+        f"no views are stored in {views}: run extraction.py first, with the same --dataset, --multi_concept and "
+        "--grounding_sam, or check --features_folder"
+    )
 
 
 def view_name(concept: str, stem: str, augmentation: int) -> str:
@@ -33,6 +67,24 @@ def view_file(folder: Path, concept: str, stem: str, augmentation: int) -> Path:
     return folder / view_name(concept, stem, augmentation)
 
 
+def split_name(path: Path) -> tuple[str, int]:
+    """``v0_3.pt`` -> photo stem ``v0``, augmentation 3."""
+    stem, _, number = path.stem.rpartition("_")
+    if not stem or not (number.isascii() and number.isdecimal()):
+        raise UserError(f"{path} is not named <photo stem>_<augmentation>.pt: rename it or move it elsewhere")
+    return stem, int(number)
+
+
+def stored_views(folder: Path, concept: str) -> list[tuple[str, int]]:
+    """Photo stem and augmentation of the views of a concept, photos in natural order of their names."""
+    own = folder / concept
+    if not own.is_dir():
+        return []
+    files = [entry.name for entry in os.scandir(own) if entry.name.endswith(".pt")]
+    names = [split_name(own / name) for name in files if not name.startswith(".")]  # ._x_0.pt: what macOS leaves
+    return sorted(names, key=lambda name: (natural_key(name[0]), name[1]))
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -41,6 +93,8 @@ def save_view(path: Path, view: View) -> None:
 
     The names ``dino_obj_features``, ``class_label`` and ``img_path`` are the released code's.
     """
+    import torch
+
     content = {
         "dino_obj_features": torch.from_numpy(view.patches).half(),
         "descriptor": torch.from_numpy(view.descriptor.astype(np.float32)),
@@ -66,6 +120,8 @@ def load_view(path: Path) -> View:
     Raises:
         UserError: the file is damaged, holds something unsafe, or is no view.
     """
+    import torch
+
     _, augmentation = split_name(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
@@ -96,6 +152,8 @@ def _array(values: Any) -> np.ndarray:
     Raises:
         ValueError: they are no numbers.
     """
+    import torch
+
     if isinstance(values, torch.Tensor):
         values = (values.float() if values.dtype == torch.bfloat16 else values).detach()
     array = np.asarray(values)
@@ -114,14 +172,6 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if torn or isinstance(error, (pickle.UnpicklingError, RuntimeError)):
         return "it is damaged or was not written by torch.save"
     return reason(error)
-
-
-def split_name(path: Path) -> tuple[str, int]:
-    """``v0_3.pt`` -> photo stem ``v0``, augmentation 3."""
-    stem, _, number = path.stem.rpartition("_")
-    if not stem or not (number.isascii() and number.isdecimal()):
-        raise UserError(f"{path} is not named <photo stem>_<augmentation>.pt: rename it or move it elsewhere")
-    return stem, int(number)
 
 
 # --- manifest -----------------------------------------------------------------------------------------------------

@@ -22,14 +22,13 @@ from conftest import (
 )
 from vqa_fixtures import ChatServer, build_lvlm_folder, images_of, prompt_of
 
-from pekit import datasets
 from pekit.answers import PERSONALISED, Answer, Query
 from pekit.cli import extraction
 from pekit.cli.vqa import main
 from pekit.grading import grade
 from pekit.matching import named_in
 from pekit.records import View
-from pekit.views import save_view, view_file
+from pekit.views import save_view, view_file, views_folder
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 PEOPLE = ("Casey-man", "Alexs hat-hat", "Caseys boosted board-skateboard")
@@ -62,7 +61,7 @@ def world(shared: Shared, models: Path) -> Path:
             for concept in concepts:
                 patches = rng.normal(size=(2, width)).astype(np.float32)
                 stem = photo.format(concept)
-                views = datasets.views_folder(folder / "features", dataset, multi, False)
+                views = views_folder(folder / "features", dataset, multi, False)
                 save_view(view_file(views, concept, stem, 0), View(concept, stem, 0, patches, patches.mean(0)))
 
     return shared("captioning", build)
@@ -259,7 +258,7 @@ def test_a_run_keeps_to_its_photos(ask: Call, call: Call, world: Path, no_keys: 
 
 
 def test_of_two_concepts_in_a_photo_both_need_views(ask: Call, world: Path, no_keys: Path) -> None:
-    views = datasets.views_folder(world / "features", "this-is-my", True, False)
+    views = views_folder(world / "features", "this-is-my", True, False)
     for concept in PEOPLE[:2]:  # all but the board's
         shutil.copytree(views / concept, no_keys / "f/this-is-my/multi_concept/extracted_features" / concept)
     options = ("--dataset", "this-is-my", "--multi_concept", "True", "--features_folder", no_keys / "f")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pekit import datasets, views
+from pekit import views
 from pekit.gallery import load_gallery, photo_stems
 from pekit.records import Concept, UserError, View
 
@@ -53,7 +53,7 @@ class TestPaths:
         ],
     )
     def test_published_folders(self, dataset: str, multi: bool, sam: bool, expected: str) -> None:
-        assert datasets.views_folder(Path("f"), dataset, multi, sam) == Path(expected)
+        assert views.views_folder(Path("f"), dataset, multi, sam) == Path(expected)
 
     def test_published_file_names(self) -> None:
         assert views.view_file(Path("f"), "Alexs hat-hat", "v0", 3) == Path("f/Alexs hat-hat/v0_3.pt")

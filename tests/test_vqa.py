@@ -32,14 +32,14 @@ from conftest import (
 from PIL import Image
 from vqa_fixtures import SECRET, ChatServer, build_lvlm_folder, images_of, prompt_of, write_json
 
-from pekit import asking, datasets
+from pekit import asking
 from pekit.answers import BASELINE, PERSONALISED, Answer, Query, Verdict
 from pekit.cli import detection, extraction
 from pekit.cli.vqa import main
 from pekit.parallel import PeerLostError
 from pekit.planning import choose_regions
 from pekit.records import Detection, Photo, UserError, View
-from pekit.views import save_view, view_file
+from pekit.views import save_view, view_file, views_folder
 from pekit.vqa_results import summarise, summary_text
 from pekit.vqa_runs import describe_lvlm, held
 
@@ -109,7 +109,7 @@ def world(shared: Shared, models: Path) -> Path:
         for dataset, multi, concepts in (("yollava", False, ("pig-cup", "lamp")), ("this-is-my", True, PEOPLE)):
             for concept in concepts:
                 patches = rng.normal(size=(2, width)).astype(np.float32)
-                views = datasets.views_folder(folder / "features", dataset, multi, False)
+                views = views_folder(folder / "features", dataset, multi, False)
                 save_view(view_file(views, concept, "0", 0), View(concept, "0.png", 0, patches, patches.mean(0)))
 
     return shared("vqa", build)

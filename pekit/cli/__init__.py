@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
+from pekit import views
 from pekit.parallel import PeerLostError, current_shard, usable_cores
 from pekit.records import LoadingSettings, ModelSettings, UserError, counted
 
@@ -318,6 +319,11 @@ def model_set(name: str) -> dict[str, str]:
 def loading_settings(args: argparse.Namespace) -> LoadingSettings:
     """How photos are read, from the parsed options."""
     return LoadingSettings(args.batch_size, args.num_workers, args.strict, args.exif)
+
+
+def views_folder(args: argparse.Namespace) -> Path:
+    """The folder of the stored views that the options mean."""
+    return views.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
 
 
 def show(text: str) -> None:

@@ -115,7 +115,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
         box_overlap_thresh=args.box_overlap_thresh,
         seed=args.seed,
         limit=args.limit,
-        views_folder=datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        views_folder=cli.views_folder(args),
         save_folder=args.save_folder,
         show=args.show,
     )

@@ -76,7 +76,7 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     from pekit.extracting import ExtractionSettings, run_extraction
 
     settings = ExtractionSettings(
-        folder=datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam),
+        folder=cli.views_folder(args),
         split="" if args.dataset == "myvlm" else args.split,
         n_augment=args.n_augment if args.variation == "augment" else 0,
         grounding_sam=args.grounding_sam,

@@ -21,6 +21,7 @@ from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS, Task
 from pekit.records import Concept, UserError, counted
 from pekit.results import read_config
+from pekit.views import check_stored
 
 if TYPE_CHECKING:  # torch comes with these
     from pekit.vqa_runs import VqaReport, VqaSettings
@@ -199,7 +200,7 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     models = cli.model_settings(args, () if unaided else ("grounding", "features"))
     if not args.resume:  # what it was begun with cannot be left out
         _check_task(args, task)
-    concepts = questions.known_concepts(_views_folder(args), args.dataset, args.multi_concept)
+    concepts = questions.known_concepts(cli.views_folder(args), args.dataset, args.multi_concept)
     if task.captions:
         found = _caption_requests(args, concepts)
     else:
@@ -255,7 +256,7 @@ def _questions(
     text_only = TASKS[args.task].text_only
     file = args.json_path or questions.find_question_file(args.data_folder, args.dataset, args.multi_concept, text_only)
     if askable is not None:
-        datasets.check_stored(_views_folder(args))
+        check_stored(cli.views_folder(args))
     folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
     described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
     texts = questions.read_descriptions(described) if described else None
@@ -281,20 +282,16 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     # the folders of pairs are named after all concepts, with views or not
     nameable = datasets.read_concepts(*where) if args.multi_concept else concepts
     _, photos = datasets.query_photos(*where, args.split, part, nameable)
-    datasets.check_stored(_views_folder(args))
+    check_stored(cli.views_folder(args))
     shown = {key for photo in photos for key in photo.concepts}
     if args.dataset == "myvlm" and (tested := [concept for concept in concepts if concept.key in shown]):
         from pekit.detecting import without_references
         from pekit.gallery import load_gallery
 
-        views = load_gallery(_views_folder(args), tested, args.variation, args.n_training_views, args.seed)
+        views = load_gallery(cli.views_folder(args), tested, args.variation, args.n_training_views, args.seed)
         photos = without_references(photos, views)
     begun = read_config(args.resume)["questions"].get("photos", ()) if args.resume else ()
     return caption_requests(photos, concepts, request, datasets.find_root(*where), begun)
-
-
-def _views_folder(args: argparse.Namespace) -> Path:
-    return datasets.views_folder(args.features_folder, args.dataset, args.multi_concept, args.grounding_sam)
 
 
 def _report(found: questions.QuestionFile, args: argparse.Namespace) -> None:
@@ -315,7 +312,7 @@ def _settings(args: argparse.Namespace) -> VqaSettings:
     from pekit.vqa_runs import VqaSettings
 
     named = (field.name for field in fields(VqaSettings) if field.name != "views_folder")
-    return VqaSettings(views_folder=_views_folder(args), **{name: getattr(args, name) for name in named})
+    return VqaSettings(views_folder=cli.views_folder(args), **{name: getattr(args, name) for name in named})
 
 
 def _patience(args: argparse.Namespace) -> Patience:
