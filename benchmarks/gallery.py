@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measuring import in_turn, parser, report, start
-from pekit import gallery
+from pekit import consolidated, gallery
 from pekit.hub import pick_device
 from pekit.names import concept_of_folder
 from pekit.records import View
@@ -40,15 +40,15 @@ def write_gallery(folder: Path, concepts: int, views: int, width: int, seed: int
     for file in files[: gallery.LARGE + 1]:
         (folder / file).touch()
     rows = torch.randn((concepts * views, width), generator=torch.Generator().manual_seed(seed)).half()
-    dated = gallery._dated(folder)
+    dated = consolidated._dated(folder)
     tensors = {
         "rows": rows,
         "valid": torch.ones(len(rows), dtype=torch.bool),
         "starts": torch.arange(0, len(rows) + 1, views),
         "augmentations": torch.zeros(len(rows), dtype=torch.int64),
-        "names": gallery._names_tensor(names, files, [dated[name] for name in names]),
+        "names": consolidated._names_tensor(names, files, [dated[name] for name in names]),
     }
-    save_file(tensors, folder / gallery.CONSOLIDATED, {"signature": gallery._signature(dated)})
+    save_file(tensors, folder / consolidated.CONSOLIDATED, {"signature": consolidated._signature(dated)})
     return names
 
 
@@ -59,7 +59,7 @@ def seconds_to_gather(folder: Path, views: int, width: int) -> float:
         name = f"{number // 5}-mug"
         save_view(view_file(folder, name, str(number), 0), View(name, "x.jpg", 0, patches, patches.mean(0)))
     started = time.perf_counter()
-    gallery._gather(folder, gallery._dated(folder), None)
+    consolidated._gather(folder, consolidated._dated(folder), None)
     return (time.perf_counter() - started) / views
 
 

@@ -21,15 +21,15 @@ from pekit import results
 from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.files import fitting, naming
-from pekit.gallery import identity, load_gallery, photo_stems
+from pekit.gallery import check_views, identity, load_gallery, without_references
 from pekit.hub import identify, pick_device, versions
 from pekit.parallel import Shard, agree, first, gather
 from pekit.photos import open_image
 from pekit.pipeline import Matches, Recognizer, match_photos
 from pekit.prompting import draw_boxes
-from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError, counted
+from pekit.records import Concept, Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError
 from pekit.retrieval import detect
-from pekit.views import check_stored, read_manifest, stored_views
+from pekit.views import check_stored, stored_views
 
 log = logging.getLogger(__name__)
 
@@ -112,43 +112,6 @@ def run_detection(
     return DetectionReport(folder, tables, len(photos), failed)
 
 
-def check_views(
-    folder: Path, sources: dict[str, dict], models: ModelSettings, loading: LoadingSettings, split: str = ""
-) -> None:
-    """Views and query photos must go through the same DINOv2 at the same size; those of one split are told."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        log.warning("%s has no manifest: taking its views to be of %s", folder, models.features)
-        return
-    stored, mine = manifest.models["features"], sources["features"]
-    if stored["fingerprint"] and mine["fingerprint"] and stored["fingerprint"] != mine["fingerprint"]:
-        raise UserError(
-            f"{folder} holds views of {stored['source']} ({stored['fingerprint']}), not of {mine['source']} "
-            f"({mine['fingerprint']}): give the same --dino_model, or run extraction.py into another --features_folder"
-        )
-    if manifest.size != models.size:
-        raise UserError(
-            f"{folder} holds views at --dino_img_size {manifest.size}, not {models.size}: give the same size"
-        )
-    for role, name in (("grounding", "grounding model"), ("masks", "SAM model")):
-        if (
-            role in manifest.models
-            and role in sources
-            and manifest.models[role]["fingerprint"] != sources[role]["fingerprint"]
-        ):
-            log.warning("the views were made with the %s %s", name, manifest.models[role]["source"])
-    if split and manifest.split == split:
-        log.warning("the views are of --split %s, too: photos are compared with themselves", split)
-    if manifest.exif != loading.exif:
-        log.warning(
-            "the views were made with --exif %s: give the same, or extraction.py --exif %s --overwrite",
-            manifest.exif,
-            loading.exif,
-        )
-    if manifest.dtype != models.dtype:
-        log.warning("the views were made with --dtype %s, which gives slightly other similarities", manifest.dtype)
-
-
 def _with_views(
     concepts: Sequence[Concept], units: Sequence[Unit], folder: Path
 ) -> tuple[Sequence[Concept], Sequence[Unit]]:
@@ -162,30 +125,6 @@ def _with_views(
     if not units:
         raise UserError(f"{folder} has no views of all concepts of any test folder: run extraction.py without --limit")
     return kept, units
-
-
-def without_references(photos: Sequence[Photo], gallery: Gallery) -> list[Photo]:
-    """The photos to test on where the data set, such as myvlm, has no split: all but those of the views in use.
-
-    Raises:
-        UserError: there are no others.
-    """
-    stems = photo_stems(gallery)
-    kept = [photo for photo in photos if photo.path.stem not in stems.get(photo.concepts[0], ())]
-    there = {(photo.concepts[0], photo.path.stem) for photo in photos}
-    if gone := [(key, stem) for key, own in stems.items() for stem in own if (key, stem) not in there]:
-        log.warning(
-            "%s in use of photos that are not there, such as %s of %s: if they were renamed, they are compared with "
-            "themselves; run extraction.py again",
-            counted(len(gone), "view"),
-            *reversed(gone[0]),
-        )
-    if not kept:
-        raise UserError(
-            f"no photo is left beside the reference photos ({counted(len(photos), 'photo')}): give a smaller "
-            "--n_training_views, or add photos"
-        )
-    return kept
 
 
 def _config(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pekit.answers import BASELINE, PERSONALISED, Query
 from pekit.files import digest_if_readable
-from pekit.gallery import identity, load_gallery
+from pekit.gallery import check_views, identity, load_gallery
 from pekit.hub import identify
 from pekit.parallel import Shard, agree, gather
 from pekit.prompting import COLOURS, TASKS, Task, Wording, box_prompt, text_prompt, with_options
@@ -49,8 +49,6 @@ def find_gallery(
     task = TASKS[settings.task]
     if not task.personalised or task.text_only:
         return None
-    from pekit.detecting import check_views  # loads the recognition's libraries
-
     wanted = [concept for concept in concepts if task.others or concept.key in asked_about]
     gallery = load_gallery(settings.views_folder, wanted, settings.variation, settings.n_training_views, settings.seed)
     split = settings.split if task.captions else ""

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pickle
 import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ import numpy as np
 from pekit.files import write_atomically
 from pekit.names import natural_key
 from pekit.records import UserError, View, reason
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MASKED = "gsam"  # folder of the views cut out by SAM, beside those of the concepts
@@ -174,6 +179,31 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     return reason(error)
 
 
+def load_descriptor(path: Path) -> np.ndarray:
+    """The descriptor f32 (D,) of a view, zeros where it has no patches.
+
+    Raises:
+        UserError: as of ``load_view``, or its numbers are not finite.
+    """
+    view = load_view(path)
+    if not len(view.patches):
+        log.warning("%s has no patch under its mask: this view matches nothing", path)
+    elif not np.isfinite(view.descriptor).all():
+        raise UserError(f"{path} holds numbers that are not finite: delete it and run extraction.py again")
+    return np.array(view.descriptor, dtype=np.float32)
+
+
+def common_width(widths: set[int], folder: Path) -> int:
+    """The width that all views have."""
+    if len(widths) > 1:
+        raise UserError(
+            f"{folder} holds views of other models than the views before them (widths {sorted(widths)}): run "
+            "extraction.py --overwrite, or move them elsewhere"
+        )
+    [width] = widths
+    return width
+
+
 # --- manifest -----------------------------------------------------------------------------------------------------
 
 
@@ -249,3 +279,37 @@ def read_manifest(folder: Path) -> Manifest | None:
         return manifest
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{file} is damaged or of another version: run extraction.py --overwrite") from None
+
+
+# --- which are in use ---------------------------------------------------------------------------------------------
+
+
+def choose_views(
+    views: Sequence[tuple[str, int]], folder: Path, concept: str, variation: str, n_views: int, seed: int
+) -> list[int]:
+    """Places in ``views`` of a concept of those in use.
+
+    The released code's ``normal`` run stores the untouched photo as view 1 and nothing else: without a manifest beside
+    the views, such a photo is read. With one, a lone view 1 is what is left of an augmented photo.
+
+    Raises:
+        UserError: there is none.
+    """
+    if 0 < len(views) <= n_views and all(augmentation == 0 for _, augmentation in views):
+        return list(range(len(views)))
+    photos: dict[str, dict[int, int]] = {}
+    for place, (stem, augmentation) in enumerate(views):
+        photos.setdefault(stem, {})[augmentation] = place
+    if variation == "normal":
+        number = {stem: int(set(own) == {1} and not (folder / MANIFEST).is_file()) for stem, own in photos.items()}
+        photos = {stem: {0: own[number[stem]]} for stem, own in photos.items() if number[stem] in own}
+    if not photos:
+        raise UserError(
+            f"no views of '{concept}' in {folder / concept}: run extraction.py first, with the same --dataset, "
+            "--features_folder, --grounding_sam and --variation (it names photos that it cannot read)"
+        )
+    stems = list(photos)
+    if len(stems) > n_views:
+        draw = np.random.default_rng([seed, zlib.crc32(concept.encode())])
+        stems = [stems[i] for i in sorted(draw.choice(len(stems), n_views, replace=False))]
+    return [place for stem in stems for _, place in sorted(photos[stem].items())]

@@ -46,6 +46,7 @@ from pekit.cli.detection import main
 from pekit.datasets import Unit
 from pekit.detection_results import DetectionSettings, write_results
 from pekit.features import PatchFeatures
+from pekit.gallery import without_references
 from pekit.names import concept_of_folder
 from pekit.pipeline import Matches
 from pekit.records import Gallery, Photo, PhotoError, Regions
@@ -570,7 +571,7 @@ class TestMyvlm:
         files = ("red_chicken/1_0.pt", "red_chicken/1_3.pt", "bull/2_0.pt")
         gallery = Gallery(concepts, np.ones((2, 2, 3)), np.ones((2, 2), dtype=bool), files)
         photos = [Photo(Path(f"data/{key}/{n}.jpg"), f"data/{key}/{n}.jpg", (key,)) for key in keys for n in (1, 2, 3)]
-        kept = detecting.without_references(photos, gallery)
+        kept = without_references(photos, gallery)
         assert [photo.name.removeprefix("data/") for photo in kept] == [
             *("red_chicken/2.jpg", "red_chicken/3.jpg"),
             *("bull/1.jpg", "bull/3.jpg"),

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pekit import gallery, retrieval
+from pekit import consolidated, gallery, retrieval
+from pekit.consolidated import CONSOLIDATED
 from pekit.names import concept_of_folder
 from pekit.records import Concept, Gallery, UserError, View
 from pekit.views import MANIFEST, save_view, view_file
@@ -61,7 +62,7 @@ def test_hidden_files_are_no_views(stored, monkeypatch, large) -> None:
 def test_one_file_holds_what_the_views_hold(stored, monkeypatch, variation, n_views) -> None:
     folder, concepts = stored
     single = gallery.load_gallery(folder, concepts, variation, n_views, seed=3)
-    assert not (folder / gallery.CONSOLIDATED).exists()
+    assert not (folder / CONSOLIDATED).exists()
     consolidate(monkeypatch)
     whole = gallery.load_gallery(folder, concepts, variation, n_views, seed=3)
     assert whole.files == single.files
@@ -203,9 +204,9 @@ def test_the_file_is_written_anew_when_a_view_changes(stored, monkeypatch) -> No
     folder, concepts = stored
     consolidate(monkeypatch)
     before = gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
-    dated = (folder / gallery.CONSOLIDATED).stat().st_mtime_ns
+    dated = (folder / CONSOLIDATED).stat().st_mtime_ns
     gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
-    assert (folder / gallery.CONSOLIDATED).stat().st_mtime_ns == dated  # nothing changed, nothing written
+    assert (folder / CONSOLIDATED).stat().st_mtime_ns == dated  # nothing changed, nothing written
     ones = np.ones((2, WIDTH), np.float32)
     save_view(view_file(folder, "red-mug", "v1", 0), View("red-mug", "v1.png", 0, ones, ones[0]))
     after = gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
@@ -220,8 +221,8 @@ def test_only_concepts_that_changed_are_read_again(stored, monkeypatch) -> None:
     consolidate(monkeypatch)
     gallery.load_gallery(folder, concepts, "augment", 9, seed=0)
     read: list[Path] = []
-    descriptor = gallery._descriptor
-    monkeypatch.setattr(gallery, "_descriptor", lambda path: (read.append(path), descriptor(path))[1])
+    load = consolidated.load_descriptor
+    monkeypatch.setattr(consolidated, "load_descriptor", lambda path: (read.append(path), load(path))[1])
     ones = np.ones((2, WIDTH), np.float32)
     save_view(view_file(folder, "red-mug", "v9", 0), View("red-mug", "v9.png", 0, ones, ones[0]))
     save_view(view_file(folder, "a new one", "v0", 0), View("a new one", "v0.png", 0, ones, ones[0]))
@@ -229,7 +230,7 @@ def test_only_concepts_that_changed_are_read_again(stored, monkeypatch) -> None:
     kept = [concepts[0], concepts[2], concept_of_folder("yollava", "a new one")]
     whole = gallery.load_gallery(folder, kept, "augment", 9, seed=0)
     assert {path.parent.name for path in read} == {"red-mug", "a new one"}
-    single = gallery._from_files(folder, kept, "augment", 9, 0)
+    single, _ = gallery._from_files(folder, kept, "augment", 9, 0)
     assert whole.files == single.files
     assert np.array_equal(whole.descriptors, single.descriptors.astype(np.float16))
 
@@ -250,7 +251,7 @@ def test_a_damaged_file_is_replaced(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
     expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
-    file = folder / gallery.CONSOLIDATED
+    file = folder / CONSOLIDATED
     file.write_bytes(file.read_bytes()[:100])
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
 
@@ -261,7 +262,7 @@ def test_a_file_of_another_layout_is_replaced(stored, monkeypatch, changed, valu
     folder, concepts = stored
     consolidate(monkeypatch)
     expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.copy()
-    file = folder / gallery.CONSOLIDATED
+    file = folder / CONSOLIDATED
     with safe_open(file, framework="pt") as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         metadata = content.metadata()
@@ -275,9 +276,9 @@ def test_a_folder_in_its_place_is_no_hindrance(stored, monkeypatch, caplog) -> N
     folder, concepts = stored
     expected = gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors.astype(np.float16)
     consolidate(monkeypatch)
-    (folder / gallery.CONSOLIDATED / "x").mkdir(parents=True)
+    (folder / CONSOLIDATED / "x").mkdir(parents=True)
     assert np.array_equal(gallery.load_gallery(folder, concepts, "normal", 3, seed=0).descriptors, expected)
-    assert f"{folder / gallery.CONSOLIDATED} cannot be written" in caplog.text
+    assert f"{folder / CONSOLIDATED} cannot be written" in caplog.text
 
 
 def test_others_may_read_it_as_they_may_the_views(stored, monkeypatch) -> None:
@@ -288,14 +289,14 @@ def test_others_may_read_it_as_they_may_the_views(stored, monkeypatch) -> None:
         gallery.load_gallery(folder, concepts, "normal", 3, seed=0)
     finally:
         os.umask(before)
-    assert (folder / gallery.CONSOLIDATED).stat().st_mode & 0o777 == 0o640
+    assert (folder / CONSOLIDATED).stat().st_mode & 0o777 == 0o640
 
 
 def test_what_killed_processes_left_goes_after_a_day(stored, monkeypatch) -> None:
     folder, concepts = stored
     consolidate(monkeypatch)
     old, new = folder / ".tmpAb1xYz", folder / ".tmpAb1xYy"
-    for file in (old, new, mine := folder / f".{gallery.CONSOLIDATED}.1-2.partial"):
+    for file in (old, new, mine := folder / f".{CONSOLIDATED}.1-2.partial"):
         file.write_bytes(b"x")
     for file in (old, mine):
         os.utime(file, (0, time.time() - 25 * 3600))
@@ -315,9 +316,9 @@ def test_what_a_run_matches_to_is_told_by_its_own_concepts(stored, monkeypatch) 
     for concept in ("a new one", concepts[2].key, "gsam/red-mug"):  # before, after and beside them
         save_view(view_file(folder, concept, "v0", 0), View(concept, "v0.png", 0, ones, ones[0]))
         assert source() == before
-    (folder / "gsam" / gallery.CONSOLIDATED).write_bytes(b"")
-    dated = (folder / gallery.CONSOLIDATED).stat().st_mtime_ns
-    assert source() == before and (folder / gallery.CONSOLIDATED).stat().st_mtime_ns == dated
+    (folder / "gsam" / CONSOLIDATED).write_bytes(b"")
+    dated = (folder / CONSOLIDATED).stat().st_mtime_ns
+    assert source() == before and (folder / CONSOLIDATED).stat().st_mtime_ns == dated
     save_view(view_file(folder, "red-mug", "v0", 0), View("red-mug", "v0.png", 0, ones, ones[0]))
     assert source() != before
 
@@ -337,11 +338,11 @@ def test_a_folder_that_takes_no_file_is_read_all_the_same(stored, monkeypatch, c
         raise error
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(gallery, writes, refuse)
+        patched.setattr(consolidated, writes, refuse)
         gathered = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
-    assert "Read-only file system" in caplog.text and not (folder / gallery.CONSOLIDATED).exists()
+    assert "Read-only file system" in caplog.text and not (folder / CONSOLIDATED).exists()
     read = gallery.load_gallery(folder, concepts, "augment", 5, seed=0)
-    assert (folder / gallery.CONSOLIDATED).exists()
+    assert (folder / CONSOLIDATED).exists()
     assert np.array_equal(gathered.descriptors, read.descriptors) and np.array_equal(gathered.valid, read.valid)
     assert gathered.files == read.files and gathered.source == read.source
 
@@ -437,7 +438,7 @@ def test_the_gallery_file_is_safe_and_half_the_size(stored, monkeypatch) -> None
     folder, concepts = stored
     consolidate(monkeypatch)
     gallery.load_gallery(folder, concepts, "augment", 20, seed=0)
-    file = folder / gallery.CONSOLIDATED
+    file = folder / CONSOLIDATED
     header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
     assert header["rows"]["dtype"] == "F16"
     assert header["rows"]["shape"] == [40, WIDTH]

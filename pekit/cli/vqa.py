@@ -285,8 +285,7 @@ def _caption_requests(args: argparse.Namespace, concepts: Sequence[Concept]) -> 
     check_stored(cli.views_folder(args))
     shown = {key for photo in photos for key in photo.concepts}
     if args.dataset == "myvlm" and (tested := [concept for concept in concepts if concept.key in shown]):
-        from pekit.detecting import without_references
-        from pekit.gallery import load_gallery
+        from pekit.gallery import load_gallery, without_references
 
         views = load_gallery(cli.views_folder(args), tested, args.variation, args.n_training_views, args.seed)
         photos = without_references(photos, views)
