@@ -11,17 +11,15 @@ import pytest
 from vqa_fixtures import write_json
 
 from pekit.names import concept_of_folder, published
-from pekit.questions import (
-    concepts_of_key,
+from pekit.question_places import (
     find_descriptions,
     find_photo,
     find_question_file,
     known_concepts,
     nameable_concepts,
     photo_folders,
-    read_descriptions,
-    read_questions,
 )
+from pekit.questions import concepts_of_key, read_descriptions, read_questions
 from pekit.records import Concept, UserError
 
 YOLLAVA = tuple(concept_of_folder("yollava", name.rpartition("-")[0]) for name in published("yollava"))

@@ -20,7 +20,7 @@ import pytest
 from conftest import SEED, files_of, script_environment
 from PIL import Image
 
-from pekit import datasets, questions
+from pekit import datasets, question_places, questions
 from pekit.cli import detection, extraction, vqa
 from pekit.sample import benchmark, run
 from pekit.sample.__main__ import main
@@ -471,8 +471,8 @@ def test_questions_keep_to_the_fixed_wordings(sample: Path) -> None:
 def test_the_reader_of_question_files_leaves_none_out(
     sample: Path, dataset: str, multi: bool, text: bool, count: int
 ) -> None:
-    file = questions.find_question_file(sample, dataset, multi, text)
-    folders = questions.photo_folders(file, sample, dataset, multi, "test")
+    file = question_places.find_question_file(sample, dataset, multi, text)
+    folders = question_places.photo_folders(file, sample, dataset, multi, "test")
     concepts = datasets.read_concepts(sample, dataset, multi)
     read = questions.read_questions(file, concepts, folders, dataset, text)
     assert len(read.items) == count

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pekit import cli, datasets, parallel, questions
+from pekit import cli, datasets, parallel, question_places, questions
 from pekit.answers import BASELINE, Query
 from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
@@ -200,11 +200,11 @@ def _ask(args: argparse.Namespace, argv: list[str]) -> int:
     models = cli.model_settings(args, () if unaided else ("grounding", "features"))
     if not args.resume:  # what it was begun with cannot be left out
         _check_task(args, task)
-    concepts = questions.known_concepts(cli.views_folder(args), args.dataset, args.multi_concept)
+    concepts = question_places.known_concepts(cli.views_folder(args), args.dataset, args.multi_concept)
     if task.captions:
         found = _caption_requests(args, concepts)
     else:
-        nameable = questions.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
+        nameable = question_places.nameable_concepts(concepts, args.data_folder, args.dataset, args.multi_concept)
         found = _questions(args, nameable, None if unaided else frozenset(c.key for c in concepts))
         concepts = nameable if unaided else concepts
     _report(found, args)
@@ -254,11 +254,13 @@ def _questions(
 ) -> questions.QuestionFile:
     """The question file that is named, or the one in the usual place."""
     text_only = TASKS[args.task].text_only
-    file = args.json_path or questions.find_question_file(args.data_folder, args.dataset, args.multi_concept, text_only)
+    file = args.json_path or question_places.find_question_file(
+        args.data_folder, args.dataset, args.multi_concept, text_only
+    )
     if askable is not None:
         check_stored(cli.views_folder(args))
-    folders = questions.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
-    described = args.descriptions or (questions.find_descriptions(file) if text_only else None)
+    folders = question_places.photo_folders(file, args.data_folder, args.dataset, args.multi_concept, args.split)
+    described = args.descriptions or (question_places.find_descriptions(file) if text_only else None)
     texts = questions.read_descriptions(described) if described else None
     found = questions.read_questions(file, concepts, folders, args.dataset, text_only, askable, texts)
     if args.descriptions and not any(item.question.context for item in found.items):
