@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, assert_ran, assert_refused, run_script, script_environment, write_this_is_my, write_yollava
 
 from pekit import cli, hub, pictures
-from pekit.cli import detection, extraction, vqa
+from pekit.cli import detection, extraction, running, vqa
 from pekit.records import UserError
 
 SCRIPTS = ("extraction.py", "detection.py")
@@ -178,7 +178,7 @@ def test_stopped_by_hand(call: Callable, module: object, options: tuple, words: 
     def stop() -> int:
         raise KeyboardInterrupt
 
-    result = call(lambda _: cli.run_script(stop, parse(module, *options)))
+    result = call(lambda _: running.run_script(stop, parse(module, *options)))
     assert_ran(result, 130)
     assert result.stderr == f"stopped: what is finished is kept; {words}\n"
 
@@ -191,7 +191,7 @@ class TestMemoryThatRunsOut:
         def command() -> int:
             raise error
 
-        return call(lambda _: cli.run_script(command, argparse.Namespace(offline=False)))
+        return call(lambda _: running.run_script(command, argparse.Namespace(offline=False)))
 
     @staticmethod
     def extract(folder: Path, call: Callable, models: Path) -> subprocess.CompletedProcess[str]:

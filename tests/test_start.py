@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, assert_ran, run_script, script_environment
 
 from pekit import cli, start
+from pekit.cli import running
 from pekit.files import naming
 
 
@@ -81,9 +82,9 @@ def test_scripts_are_modules_too(script: str) -> None:
 
 def printing(text: str) -> list[str]:
     """A script that prints a result longer than a pipe holds, and ends with 1."""
-    work = f"[cli.show({text}), cli.show('end'), 1][-1]"
-    lines = "import sys, argparse; from pekit import cli; "
-    return [sys.executable, "-c", f"{lines}sys.exit(cli.run_script(lambda: {work}, argparse.Namespace(offline=False)))"]
+    work = f"[show({text}), show('end'), 1][-1]"
+    lines = "import sys, argparse; from pekit.cli.running import run_script, show; "
+    return [sys.executable, "-c", f"{lines}sys.exit(run_script(lambda: {work}, argparse.Namespace(offline=False)))"]
 
 
 def test_a_reader_that_leaves_early_is_no_mistake() -> None:
@@ -121,7 +122,7 @@ def test_what_the_system_refuses_comes_with_the_mend(call: Callable, error: Exce
         raise error
 
     options = argparse.Namespace(offline=False, save_folder=Path("r"), data_folder=Path("/data"))
-    result = call(lambda _: cli.run_script(refused, options, "--resume"))
+    result = call(lambda _: running.run_script(refused, options, "--resume"))
     assert_ran(result, 2)
     [line] = result.stderr.splitlines(keepends=True)
     for word in ("error: ", *words):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pekit import cli, datasets, parallel
+from pekit.cli.running import run_script, show, tell_left_out
 from pekit.records import UserError
 
 MIN_MASK_AREA = {"myvlm": 2000, "this-is-my": 2000, "yollava": 9000}
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    return cli.run_script(lambda: _detect(args, argv), args)
+    return run_script(lambda: _detect(args, argv), args)
 
 
 def _test_split(args: argparse.Namespace) -> str | None:
@@ -123,7 +124,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     with parallel.joined(shard):
         report = run_detection(concepts, units, photos, settings, models, loading, shard)
     if shard.rank == 0:
-        cli.show("\n\n".join(report.tables))
-        cli.show(f"\nresults in {report.folder}")
-        return cli.tell_left_out(report.failed, report.photos)
+        show("\n\n".join(report.tables))
+        show(f"\nresults in {report.folder}")
+        return tell_left_out(report.failed, report.photos)
     return 0  # were it to fail too, whoever started it would stop the first while that is still writing

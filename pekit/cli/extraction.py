@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
+from pekit.cli.running import run_script, show, tell_left_out
 from pekit.photos import is_turned
 from pekit.records import UserError, counted
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    return cli.run_script(lambda: _extract(args, argv), args)
+    return run_script(lambda: _extract(args, argv), args)
 
 
 def _extract(args: argparse.Namespace, argv: list[str]) -> int:
@@ -92,6 +93,6 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     if shard.rank == 0:
         seen = len({photo.concepts[0] for photo in photos if photo.name not in report.failed})
         of = f"{seen} of the {len(concepts)} concepts" if seen < len(concepts) else counted(seen, "concept")
-        cli.show(f"{counted(report.made, 'view')} made, {report.kept} kept, of {of}, in {settings.folder}")
-        return cli.tell_left_out(report.failed, len(photos))
+        show(f"{counted(report.made, 'view')} made, {report.kept} kept, of {of}, in {settings.folder}")
+        return tell_left_out(report.failed, len(photos))
     return 0  # were it to fail too, whoever started it would stop the first while that is still writing

@@ -16,6 +16,7 @@ from pekit import cli, datasets, parallel, question_places, questions
 from pekit.answers import BASELINE, Query
 from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
+from pekit.cli.running import run_script, show
 from pekit.grading import Judge, read_judge_settings
 from pekit.lvlm import LvlmSettings
 from pekit.prompting import TASKS, Task
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     args = parser.parse_args(argv)
-    return cli.run_script(lambda: _command(args, argv), args, "--resume with the run's folder")
+    return run_script(lambda: _command(args, argv), args, "--resume with the run's folder")
 
 
 def _with_stored_options(argv: list[str]) -> list[str]:
@@ -366,13 +367,13 @@ def _regrade(args: argparse.Namespace) -> int:
 
 
 def _print(report: VqaReport) -> int:
-    cli.show(report.table)
-    cli.show(f"results in {report.folder}")
+    show(report.table)
+    show(f"results in {report.folder}")
     return 0 if report.complete else 1
 
 
 def _dry_run(shown: list[tuple[Query, Path | None]], complete: bool, task: str) -> int:
     for query, overlay in shown:
         of = f"{task}, the baseline" if query.variant == BASELINE else task
-        cli.show(f"[{query.number}] {of}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
+        show(f"[{query.number}] {of}: {overlay or query.photo_name or 'no photo'}\n{query.prompt}\n")
     return 0 if complete else 1
