@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pekit.answers import Answer, Verdict
-from pekit.chat import OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
+from pekit.chat import Chat, ChatError, Patience, concurrently
+from pekit.endpoint import OPENAI_HOST, Endpoint, host_of
 from pekit.matching import exact_match, named_in, released_letter, strict_letter
 from pekit.records import UserError
 from pekit.results import write_json

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from pekit.chat import NO_KEY, OPENAI_HOST, Chat, ChatError, Endpoint, Patience, concurrently, host_of
+from pekit.chat import Chat, ChatError, Patience, concurrently
+from pekit.endpoint import NO_KEY, OPENAI_HOST, Endpoint, host_of
 from pekit.records import UserError, counted, reason
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from vqa_fixtures import NO_COMPLETIONS, SECRET, ChatServer, prompt_of
 
 from pekit import grading
 from pekit.answers import PERSONALISED, Answer, Query
-from pekit.chat import Endpoint, Patience
+from pekit.chat import Patience
+from pekit.endpoint import Endpoint
 from pekit.grading import JUDGE_INSTRUCTION, Judge, JudgeSettings, grade, read_judge_settings, read_verdict
 from pekit.matching import exact_match, released_letter, strict_letter
 from pekit.records import UserError

@@ -30,7 +30,8 @@ from vqa_fixtures import (
     prompt_of,
 )
 
-from pekit.chat import Chat, ChatError, Endpoint, Patience, concurrently, host_of
+from pekit.chat import Chat, ChatError, Patience, concurrently
+from pekit.endpoint import Endpoint, host_of
 from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
 from pekit.records import UserError
 from pekit.sample.models.lvlm import IMAGE_SIZE, build_tokenizer
