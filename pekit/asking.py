@@ -20,7 +20,8 @@ from pekit.answers import BASELINE, PERSONALISED, Answer, Query
 from pekit.files import digest_if_readable, fitting, naming
 from pekit.grading import Judge
 from pekit.hub import pick_device
-from pekit.lvlm import Lvlm, LvlmSettings, Request, open_lvlm
+from pekit.lvlm import open_lvlm
+from pekit.lvlm_interface import Lvlm, LvlmSettings, Request
 from pekit.parallel import Shard, gather, joined
 from pekit.photos import open_image
 from pekit.planning import concepts_of, find_gallery, locate_concepts, plan

@@ -1,106 +1,27 @@
-"""LVLMs behind one small interface, photos with prompts to replies: transformers models, and served ones."""
+"""LVLMs of transformers, and which of the two kinds a name means."""
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
-import os
 import re
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from pekit.chat import Chat, ChatError, Patience, concurrently
-from pekit.endpoint import NO_KEY, OPENAI_HOST, Endpoint, host_of
+from pekit.hub import find_checkpoint, is_out_of_memory, pick_device
+from pekit.lvlm_interface import IMAGE, SERVED, Lvlm, LvlmSettings, Reply, Request, wrap
+from pekit.lvlm_served import ServedLvlm
 from pekit.records import UserError, counted, reason
 
 log = logging.getLogger(__name__)
 
-SERVED = "openai:"
-IMAGE = object()  # the photo's place in a prompt
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # where replies begin and end
-
-
-@dataclass(frozen=True)
-class LvlmSettings:
-    """Which LVLM, where and how it answers.
-
-    Attributes:
-        source: hub id, ``id@revision``, local folder, or ``openai:<name>`` for a served model.
-        base_url: address of the server; empty for OpenAI's own.
-        prompt_style: "released", "plain", or "" for released where the model is an InternVL.
-        system_message: what the system says before the user's turn; None for nothing.
-        max_new_tokens: longest reply.
-        batch_size: questions per generation, halved when memory is short; 0 starts with 8.
-        device: as ``--device``.
-        device_ids: GPUs to spread the model over.
-        dtype: "auto" (bfloat16 on a GPU, else float32) or a number format.
-        trust_remote_code: let the checkpoint's own code run.
-        concurrency: requests in flight to a server.
-        patience: how long to try a server.
-    """
-
-    source: str
-    base_url: str = ""
-    prompt_style: str = ""
-    system_message: str | None = None
-    max_new_tokens: int = 50
-    batch_size: int = 1
-    device: str = "auto"
-    device_ids: tuple[int, ...] = ()
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    concurrency: int = 8
-    patience: Patience = field(default_factory=Patience)
-
-    @property
-    def served(self) -> bool:
-        return self.source.startswith(SERVED)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt with its photo, or without one; ``tag`` comes back with the reply."""
-
-    tag: Any
-    image: Image.Image | None
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The LVLM's words, or None and the reason; the time it took."""
-
-    text: str | None
-    error: str = ""
-    seconds: float = 0.0
-
-
-class Lvlm:
-    """An LVLM that was found; ``load`` makes it ready to answer."""
-
-    def check(self) -> None:
-        """Find out, before anything is done that takes long, whether a server answers.
-
-        Raises:
-            UserError: it does not, or refuses every request.
-        """
-
-    def load(self) -> None:
-        """Read the weights, where there are any to read."""
-
-    def describe(self) -> dict:
-        """What ``config.json`` says of it."""
-        raise NotImplementedError
-
-    def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
-        """Answer requests, in no promised order; requests are taken as there is room for them."""
-        raise NotImplementedError
 
 
 def open_lvlm(settings: LvlmSettings) -> Lvlm:
@@ -130,25 +51,6 @@ def native_port(source: str) -> str:
     return name + ("-HF" if match[1] else "-hf") + at + revision
 
 
-def wrap(prompt: str, style: str, with_image: bool, line_break: str = "\n") -> list:
-    """The parts of the user's turn: texts, and ``IMAGE`` where the photo goes.
-
-    Args:
-        prompt: the text.
-        style: "released" is ``USER: <image>\\n…\\nASSISTANT:``, as the released code wraps it inside the model's
-            chat template; "plain" is the photo, then the prompt.
-        with_image: whether there is a photo.
-        line_break: what follows the photo in the released wrap; empty where the template itself breaks the line.
-    """
-    if style != "released":
-        return [IMAGE, prompt] if with_image else [prompt]
-    text = f"{prompt}\nASSISTANT:"
-    return ["USER: ", IMAGE, line_break + text] if with_image else ["USER: " + text]
-
-
-# --- transformers -------------------------------------------------------------------------------------------------
-
-
 class LocalLvlm(Lvlm):
     """Any image-text-to-text model of transformers, through its own processor and chat template; greedy.
 
@@ -157,10 +59,6 @@ class LocalLvlm(Lvlm):
     """
 
     def __init__(self, settings: LvlmSettings) -> None:
-        from transformers import AutoProcessor
-
-        from pekit.hub import find_checkpoint
-
         source = native_port(settings.source)
         if source != settings.source:
             log.info("%s is read from its native port %s", settings.source, source)
@@ -203,8 +101,6 @@ class LocalLvlm(Lvlm):
             UserError: weights are missing or damaged, the architecture is of another kind, a device is not on this
                 machine, or the GPUs named do not hold the model.
         """
-        from transformers import AutoModelForImageTextToText, GenerationConfig
-
         options = {**placement(self._settings), **self._trust}
         self._model = self._checkpoint.load(AutoModelForImageTextToText, **options)
         if "disk" in (getattr(self._model, "hf_device_map", None) or {}).values():  # each word would be read from there
@@ -223,8 +119,6 @@ class LocalLvlm(Lvlm):
 
     def _pillow_images(self) -> None:
         """Prepare images as the published codes do, by Pillow."""
-        from transformers import AutoImageProcessor
-
         try:
             self._processor.image_processor = self._checkpoint.part(AutoImageProcessor, backend="pil", **self._trust)
         except UserError:
@@ -240,10 +134,6 @@ class LocalLvlm(Lvlm):
         return {**source, "dtype": str(self._model.dtype).removeprefix("torch."), "prompt_style": self._style}
 
     def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
-        import torch
-
-        from pekit.hub import is_out_of_memory
-
         waiting = iter(requests)
         while batch := list(islice(waiting, self._batch_size)):
             while batch:
@@ -303,8 +193,6 @@ class LocalLvlm(Lvlm):
             return [Reply(None, f"the LVLM does not take this question or photo ({reason(error)})")]
 
     def _generate(self, batch: Sequence[Request]) -> list[str]:
-        import torch
-
         if len({request.image is None for request in batch}) > 1:  # a run may ask with and without photos
             return [text for request in batch for text in self._generate([request])]
         inputs = self._inputs(batch).to(self._model.device, self._model.dtype)
@@ -327,10 +215,6 @@ def placement(settings: LvlmSettings) -> dict[str, Any]:
     Raises:
         UserError: a device is not on this machine.
     """
-    import torch
-
-    from pekit.hub import pick_device
-
     on_gpu = settings.device in ("auto", "cuda") and bool(settings.device_ids)
     devices = [pick_device(f"cuda:{number}") for number in settings.device_ids] if on_gpu else []
     first = devices[0] if devices else pick_device(settings.device)
@@ -340,75 +224,3 @@ def placement(settings: LvlmSettings) -> dict[str, Any]:
         return {"device_map": {"": first}, "dtype": dtype}
     room = {device.index: int(0.9 * torch.cuda.mem_get_info(device)[0]) for device in devices}
     return {"device_map": "auto", "max_memory": room, "dtype": dtype}
-
-
-# --- servers ------------------------------------------------------------------------------------------------------
-
-
-class ServedLvlm(Lvlm):
-    """A model behind the OpenAI chat API; photos travel as PNG data URLs, several requests at a time.
-
-    The key is ``VLM_API_KEY``; ``OPENAI_API_KEY`` is sent to OpenAI's own address only.
-
-    Raises:
-        UserError: no model is named, OpenAI's own server is meant and no key is set, or key or address can be none.
-    """
-
-    def __init__(self, settings: LvlmSettings) -> None:
-        name = settings.source.removeprefix(SERVED).strip()
-        if not name:
-            raise UserError(f"--vlm_model {SERVED} names no model: write {SERVED}<name>, as the server calls it")
-        own = not settings.base_url or host_of(settings.base_url) == OPENAI_HOST
-        key = os.environ.get("VLM_API_KEY") or (os.environ.get("OPENAI_API_KEY") if own else NO_KEY)
-        if not key:
-            raise UserError(
-                f"--vlm_model {settings.source} needs a key: set VLM_API_KEY in the environment, or name another "
-                "server with --vlm_base_url"
-            )
-        option = f"--vlm_model {settings.source}"
-        variable = "VLM_API_KEY" if os.environ.get("VLM_API_KEY") or not own else "OPENAI_API_KEY"
-        self._endpoint = Endpoint(
-            option, name, key, settings.base_url, url_option="--vlm_base_url", key_option=f"{variable} (environment)"
-        )
-        self._chat = Chat(self._endpoint, settings.patience)
-        self._style = settings.prompt_style or ("released" if "internvl" in name.lower() else "plain")
-        self._line_break = "" if name.lower().endswith("-hf") else "\n"  # the ports' chat template breaks the line
-        self._concurrency, self._max_new_tokens = settings.concurrency, settings.max_new_tokens
-        self._system = [{"role": "system", "content": settings.system_message}] if settings.system_message else []
-
-    def describe(self) -> dict:
-        served = {"source": self._endpoint.model, "base_url": self._endpoint.base_url, "prompt_style": self._style}
-        return served | ({"parameters_not_taken": refused} if (refused := self._chat.refused) else {})
-
-    def check(self) -> None:
-        self._chat.check()
-
-    def answers(self, requests: Iterable[Request]) -> Generator[tuple[Request, Reply], None, None]:
-        return concurrently(self._answer, requests, self._concurrency, self._chat.stop)
-
-    def _answer(self, request: Request) -> tuple[Request, Reply]:
-        parts = wrap(request.prompt, self._style, request.image is not None, self._line_break)
-        content: list[dict[str, Any]] = []
-        for part in parts:
-            if part is IMAGE and request.image is not None:
-                content.append({"type": "image_url", "image_url": {"url": data_url(request.image)}})
-            else:
-                content.append({"type": "text", "text": part})
-        started = time.perf_counter()
-        try:
-            text, _ = self._chat.ask(
-                [*self._system, {"role": "user", "content": content}],
-                str.strip,  # an empty reply is a reply, as it is of a local model
-                temperature=0,
-                max_tokens=self._max_new_tokens,
-            )
-        except ChatError as error:
-            return request, Reply(None, str(error), time.perf_counter() - started)
-        return request, Reply(text, "", time.perf_counter() - started)
-
-
-def data_url(image: Image.Image) -> str:
-    """An image as a PNG data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # Pillow's usual level takes twice the time to save a tenth
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

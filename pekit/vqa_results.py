@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pekit.answers import BASELINE, PERSONALISED, Answer
 from pekit.files import write_atomically
+from pekit.lvlm_interface import SERVED
 from pekit.prompting import with_options
 from pekit.questions import MISSING_PHOTO, LeftOut
 from pekit.results import write_json
@@ -20,7 +21,7 @@ def model_folder(source: str) -> str:
     without slashes."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser().resolve().name
-    return source.replace(":", "-").replace("/", "-") if source.startswith("openai:") else source
+    return source.replace(":", "-").replace("/", "-") if source.startswith(SERVED) else source
 
 
 def wilson_interval(correct: int, total: int) -> list[float | None]:

@@ -18,7 +18,7 @@ from pekit.files import digest_if_readable, naming
 from pekit.gallery import digests, identity
 from pekit.grading import Judge, grade
 from pekit.hub import identify, versions
-from pekit.lvlm import LvlmSettings
+from pekit.lvlm_interface import LvlmSettings
 from pekit.questions import Item, LeftOut, QuestionFile
 from pekit.records import Detection, Gallery, LoadingSettings, ModelSettings, Photo, UserError
 from pekit.vqa_results import ANSWERS, CONFIG, model_folder, summary_text, write_results

@@ -32,7 +32,9 @@ from vqa_fixtures import (
 
 from pekit.chat import Chat, ChatError, Patience, concurrently
 from pekit.endpoint import Endpoint, host_of
-from pekit.lvlm import IMAGE, LocalLvlm, LvlmSettings, Request, ServedLvlm, native_port, open_lvlm, placement, wrap
+from pekit.lvlm import LocalLvlm, native_port, open_lvlm, placement
+from pekit.lvlm_interface import IMAGE, LvlmSettings, Request, wrap
+from pekit.lvlm_served import ServedLvlm
 from pekit.records import UserError
 from pekit.sample.models.lvlm import IMAGE_SIZE, build_tokenizer
 
@@ -498,7 +500,7 @@ def test_placement(monkeypatch: pytest.MonkeyPatch) -> None:
         "dtype": torch.float32,
     }
     assert placement(LvlmSettings("m", device="cpu", dtype="bfloat16"))["dtype"] == torch.bfloat16
-    monkeypatch.setattr("pekit.hub.pick_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    monkeypatch.setattr("pekit.lvlm.pick_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * (device.index + 1), 9999))
     assert placement(LvlmSettings("m")) == {"device_map": {"": torch.device("cuda:0")}, "dtype": torch.bfloat16}
     assert placement(LvlmSettings("m", device_ids=(2,)))["device_map"] == {"": torch.device("cuda:2")}

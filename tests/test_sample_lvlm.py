@@ -20,7 +20,8 @@ from transformers import (
     InternVLProcessor,
 )
 
-from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.lvlm import open_lvlm
+from pekit.lvlm_interface import LvlmSettings, Request
 from pekit.prompting import LINE_WIDTH, box_prompt, draw_boxes, with_options
 from pekit.records import Detection
 from pekit.sample.drawing import Instance, Scene, random_scene

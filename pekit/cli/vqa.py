@@ -18,7 +18,7 @@ from pekit.captioning import REQUEST, caption_requests
 from pekit.chat import Patience
 from pekit.cli.running import run_script, show
 from pekit.grading import Judge, read_judge_settings
-from pekit.lvlm import LvlmSettings
+from pekit.lvlm_interface import LvlmSettings
 from pekit.prompting import TASKS, Task
 from pekit.records import Concept, UserError, counted
 from pekit.results import read_config

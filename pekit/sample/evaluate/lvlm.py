@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pekit.lvlm import LvlmSettings, Request, open_lvlm
+from pekit.lvlm import open_lvlm
+from pekit.lvlm_interface import LvlmSettings, Request
 from pekit.matching import released_letter
 from pekit.prompting import box_prompt, draw_boxes, with_options
 from pekit.records import Detection

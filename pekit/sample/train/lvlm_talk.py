@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import InternVLProcessor
 
-from pekit.lvlm import IMAGE, wrap
+from pekit.lvlm_interface import IMAGE, wrap
 from pekit.prompting import box_prompt, text_prompt, with_options
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 from pekit.sample.questions import (
