@@ -95,14 +95,12 @@ def models(shared: Shared) -> Path:
     """A folder as ``--models`` takes it: grounding/, masks/, features/ of the real architectures, untrained."""
 
     def build(folder: Path) -> None:
-        from pekit.sample.models.features import build_features
-        from pekit.sample.models.grounding import build_grounding
-        from pekit.sample.models.masks import build_masks
+        from pekit.sample.models import write_model
 
-        build_grounding(folder / "grounding", seed=1)
+        write_model("grounding", folder / "grounding", seed=1)
         _vary_boxes(folder / "grounding")
-        build_masks(folder / "masks", seed=2)
-        build_features(folder / "features", seed=3)
+        write_model("masks", folder / "masks", seed=2)
+        write_model("features", folder / "features", seed=3)
 
     return shared("models", build)
 

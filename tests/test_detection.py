@@ -502,9 +502,9 @@ class TestViewsInUse:
         assert_refused(call(main, *run, "--save_folder", tmp_path / "r"), "extraction.py without --limit")
 
     def test_views_of_another_model_or_size(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
-        from pekit.sample.models.features import build_features
+        from pekit.sample.models import write_model
 
-        build_features(tmp_path / "other", seed=77)
+        write_model("features", tmp_path / "other", seed=77)
         run = (*common(small, models), "--save_folder", small / "r")
         assert_refused(call(main, *run, "--dino_model", tmp_path / "other"), "other", "--dino_model")
         assert_refused(call(main, *run, "--dino_img_size", 280), "224", "280")

@@ -152,9 +152,9 @@ class TestManifest:
     def test_views_of_other_models_are_not_mixed(
         self, box_run: Path, models: Path, tmp_path: Path, call: Callable
     ) -> None:
-        from pekit.sample.models.features import build_features
+        from pekit.sample.models import write_model
 
-        build_features(tmp_path / "other-features", seed=99)
+        write_model("features", tmp_path / "other-features", seed=99)
         shutil.copytree(box_run / "features", tmp_path / "features")
         shutil.copytree(box_run / "data", tmp_path / "data")
         before = files_of(tmp_path / "features")

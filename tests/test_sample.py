@@ -661,7 +661,7 @@ def test_command_builds_models(
     from pekit.sample import models
 
     built = []
-    monkeypatch.setattr(models, "build_models", lambda out, seed: built.append((out, seed)))
+    monkeypatch.setattr(models, "write_models", lambda out, seed: built.append((out, seed)))
     assert main(["--models", str(tmp_path), "--seed", "7"]) == 0
     assert built == [(tmp_path, 7)]
     assert str(tmp_path) in capsys.readouterr().out

@@ -10,7 +10,8 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, POOLS, mask_box, random_instance
 from pekit.sample.evaluate.features import PAIRS, evaluate
-from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, build_features, sine_positions
+from pekit.sample.models import write_model
+from pekit.sample.models.features import POSITION_CHANNELS, WIDTH, attention_weights, sine_positions
 from pekit.sample.train import features
 from pekit.sample.train.features import Batch, looks_loss, patch_tokens, region_loss, region_means
 from pekit.sample.train.groups import Group, draw_group, imitate
@@ -22,7 +23,7 @@ CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "f
 
 def test_build_is_deterministic_and_loads_by_its_own_class(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
-        build_features(tmp_path / name, seed)
+        write_model("features", tmp_path / name, seed)
     one, two, three = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "three"))
     assert isinstance(one, Dinov2Model)
     weights = one.state_dict()
@@ -35,12 +36,12 @@ def test_build_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    build_features(tmp_path, 7)
+    write_model("features", tmp_path, 7)
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_model_gives_a_grid_of_37_by_37_at_the_pipelines_size(tmp_path: Path) -> None:
-    build_features(tmp_path, 0)
+    write_model("features", tmp_path, 0)
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     picture = np.full((300, 400, 3), 255, np.uint8)
     pixels = processor(images=picture, return_tensors="pt").pixel_values
@@ -53,7 +54,7 @@ def test_model_gives_a_grid_of_37_by_37_at_the_pipelines_size(tmp_path: Path) ->
 
 
 def test_heads_start_out_looking_at_a_neighbour(tmp_path: Path) -> None:
-    build_features(tmp_path, 0)
+    write_model("features", tmp_path, 0)
     model = Dinov2Model.from_pretrained(tmp_path).eval()
     places = model.embeddings.position_embeddings[0, 1:]
     looked_at = {}
@@ -73,7 +74,7 @@ def test_heads_start_out_looking_at_a_neighbour(tmp_path: Path) -> None:
 
 
 def test_parts_of_pictures_lie_where_they_are_said_to(tmp_path: Path) -> None:
-    build_features(tmp_path, 0)
+    write_model("features", tmp_path, 0)
     model = Dinov2Model.from_pretrained(tmp_path).eval()
     whole = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
     nothing = _batch([0], [0], [[True, False]])

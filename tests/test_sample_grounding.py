@@ -13,7 +13,8 @@ from pekit.features import normalised
 from pekit.regions import Grounder
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, draw_scene, random_instance
 from pekit.sample.evaluate.grounding import load, proposal_coverage, reference_hits
-from pekit.sample.models.grounding import build_grounding, build_model, build_tokenizer
+from pekit.sample.models import write_model
+from pekit.sample.models.grounding import build_model, build_tokenizer
 from pekit.sample.train.grounding import make_batch
 from pekit.sample.train.grounding_loss import Targets, assign, phrase_logits, stage_losses
 from pekit.sample.train.grounding_prompts import Prompt, random_prompt
@@ -25,7 +26,7 @@ CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "g
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grounding")
-    build_grounding(folder, seed=5)
+    write_model("grounding", folder, seed=5)
     return folder
 
 

@@ -26,8 +26,8 @@ from pekit.prompting import LINE_WIDTH, box_prompt, draw_boxes, with_options
 from pekit.records import Detection
 from pekit.sample.drawing import Instance, Scene, random_scene
 from pekit.sample.evaluate.lvlm import NAMES, evaluate, questions
-from pekit.sample.models.features import build_features
-from pekit.sample.models.lvlm import IMAGE_SIZE, NAMING_LAYERS, PATCH, build_lvlm
+from pekit.sample.models import write_model
+from pekit.sample.models.lvlm import IMAGE_SIZE, NAMING_LAYERS, PATCH
 from pekit.sample.questions import TEXT_KINDS
 from pekit.sample.train.lvlm import (
     NEAR_CELLS,
@@ -66,7 +66,7 @@ PROMPT = box_prompt(with_options("What colour is momo?", {"A": "red", "B": "tedd
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lvlm")
-    build_lvlm(folder, 3)
+    write_model("lvlm", folder, 3)
     return folder
 
 
@@ -85,8 +85,8 @@ def thing(category: str, colour: str, box: list[float]) -> dict:
 
 
 def test_build_is_deterministic_and_loads_by_its_own_class(untrained: Path, tmp_path: Path) -> None:
-    build_lvlm(tmp_path / "same", 3)
-    build_lvlm(tmp_path / "other", 4)
+    write_model("lvlm", tmp_path / "same", 3)
+    write_model("lvlm", tmp_path / "other", 4)
     model, same, other = (
         AutoModelForImageTextToText.from_pretrained(f) for f in (untrained, tmp_path / "same", tmp_path / "other")
     )
@@ -301,7 +301,7 @@ def test_all_of_a_step_is_on_the_device_asked_for(
     untrained: Path, processor: InternVLProcessor, whole: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a make-believe GPU: torch works out shapes and devices there, and refuses what mixes devices."""
-    build_features(tmp_path, 5)
+    write_model("features", tmp_path, 5)
     model = InternVLForConditionalGeneration.from_pretrained(untrained)
     near = [near_view(np.random.default_rng(8), whole, k, 6) for k in (0, 1)]
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
@@ -531,7 +531,7 @@ OLDER_NAMES = {
 def test_vision_tower_starts_as_the_sample_dinov2(
     untrained: Path, tmp_path: Path, renamed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_features(tmp_path, 5)
+    write_model("features", tmp_path, 5)
     whole = Dinov2Model.from_pretrained(tmp_path)
     weights = {re.sub(r"\w_proj", lambda m: renamed.get(m[0], m[0]), k): v for k, v in whole.state_dict().items()}
     read = SimpleNamespace(config=whole.config, state_dict=lambda: weights)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, SamModel
 
 from pekit.sample.evaluate.masks import evaluate
-from pekit.sample.models.masks import build_masks
+from pekit.sample.models import write_model
 from pekit.sample.train.masks import Batch, mask_loss
 
 CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "masks"
@@ -17,7 +17,7 @@ CHECKPOINT = Path(__file__).parents[1] / "pekit" / "sample" / "checkpoints" / "m
 
 def test_build_is_deterministic_and_loads_by_its_own_class(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
-        build_masks(tmp_path / name, seed)
+        write_model("masks", tmp_path / name, seed)
     one, two, three = (AutoModel.from_pretrained(tmp_path / name) for name in ("one", "two", "three"))
     assert isinstance(one, SamModel)
     weights = one.state_dict()
@@ -28,7 +28,7 @@ def test_build_is_deterministic_and_loads_by_its_own_class(tmp_path: Path) -> No
 
 
 def test_processor_squares_pictures_and_scales_boxes(tmp_path: Path) -> None:
-    build_masks(tmp_path, 0)
+    write_model("masks", tmp_path, 0)
     processor = AutoProcessor.from_pretrained(tmp_path)
     inputs = processor(Image.new("RGB", (518, 518)), input_boxes=[[[0, 259, 518, 518]]], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 256, 256)

@@ -21,8 +21,7 @@ from transformers import AutoModel
 from pekit.cli import SAMPLE_CHECKPOINTS
 from pekit.records import UserError
 from pekit.sample.evaluate import Row
-from pekit.sample.models import build_models
-from pekit.sample.models.features import build_features
+from pekit.sample.models import write_model, write_models
 from pekit.sample.models.grounding import build_processor
 from pekit.sample.train import features, lvlm, masks
 from pekit.sample.train.__main__ import main
@@ -211,7 +210,7 @@ def test_a_batch_depends_on_its_step_alone(tmp_path: Path) -> None:
 
 def test_weights_are_halved_and_compute_in_single_precision(tmp_path: Path) -> None:
     run = Run("features", tmp_path, "cpu", 1, 0, 0)
-    build_features(run.folder, 0)
+    write_model("features", run.folder, 0)
     before = AutoModel.from_pretrained(run.folder).state_dict()
     size = (run.folder / "model.safetensors").stat().st_size
     finish(run, lambda folder, device: [], "", 1)
@@ -300,7 +299,7 @@ def test_a_training_runs_and_goes_on(name: str, tmp_path: Path, monkeypatch: pyt
     else:
         with pytest.raises(UserError, match=r"train features --out"):
             module.train(Run(name, tmp_path, "cpu", 3, 3, workers=0))
-        build_features(tmp_path / "features", 3)
+        write_model("features", tmp_path / "features", 3)
     threads = torch.get_num_threads()
 
     def train(steps: int, seed: int = 3) -> None:
@@ -360,7 +359,7 @@ def test_what_a_run_becomes_follows_from_its_seed(
 def test_new_models_leave_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", Mock(side_effect=AssertionError("a GPU's generator was asked")))
-    build_models(tmp_path, 3)
+    write_models(tmp_path, 3)
 
 
 @pytest.mark.parametrize("name", ["grounding", "features", "masks", "lvlm"])

@@ -143,9 +143,9 @@ def images_of(body: dict) -> list[str]:
 
 def build_lvlm_folder(folder: Path) -> None:
     """The sample's InternVL, untrained."""
-    from pekit.sample.models.lvlm import build_lvlm
+    from pekit.sample.models import write_model
 
-    build_lvlm(folder, seed=4)
+    write_model("lvlm", folder, seed=4)
 
 
 def write_json(path: Path, content: Any) -> Path:

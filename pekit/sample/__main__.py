@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, written in write_sample(args.out, args.seed).items():
                 print(f"{name}: {written}")
         if args.models:
-            from pekit.sample.models import build_models
+            from pekit.sample.models import write_models
 
-            build_models(args.models, args.seed)
+            write_models(args.models, args.seed)
             print(f"models: {args.models}")
     except KeyboardInterrupt:
         print("stopped: the same command writes the whole", file=sys.stderr)

@@ -1,7 +1,6 @@
 """The sample DINOv2: a small Dinov2Model and its image processor, untrained, in the format `from_pretrained` reads."""
 
 import math
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,13 +14,8 @@ IMAGE_SIZE = 518
 PATCH_SIZE = 14
 
 
-def build_features(out: Path, seed: int) -> None:
-    """Writes an untrained sample DINOv2 and its image processor.
-
-    Args:
-        out: folder to write config.json, model.safetensors and preprocessor_config.json to; created when missing.
-        seed: the same seed gives the same weights.
-    """
+def build_model(seed: int) -> Dinov2Model:
+    """Builds the untrained model from random weights of a seed."""
     config = Dinov2Config(
         hidden_size=WIDTH,
         num_hidden_layers=5,
@@ -37,15 +31,19 @@ def build_features(out: Path, seed: int) -> None:
         model = Dinov2Model(config)
     with torch.no_grad():
         look_at_neighbours(model)
-    model.save_pretrained(out)
-    BitImageProcessor(
+    return model
+
+
+def build_processor() -> BitImageProcessor:
+    """Builds the image processor: squash to 518 px, ImageNet mean and deviation."""
+    return BitImageProcessor(
         do_resize=True,
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         resample=2,
         do_center_crop=False,
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
-    ).save_pretrained(out)
+    )
 
 
 def look_at_neighbours(model: Dinov2Model) -> None:

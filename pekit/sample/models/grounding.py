@@ -1,7 +1,5 @@
 """The sample Grounding DINO: the real architecture two hundred times smaller, knowing a few dozen words."""
 
-from pathlib import Path
-
 import torch
 from transformers import (
     BertConfig,
@@ -91,17 +89,6 @@ def build_model(seed: int) -> GroundingDinoForObjectDetection:
         model = GroundingDinoForObjectDetection(config)
     _soften(model)
     return model.eval()
-
-
-def build_grounding(out: Path, seed: int) -> None:
-    """Writes the untrained model and its processor, as `from_pretrained` reads them.
-
-    Args:
-        out: folder to write to.
-        seed: of the random weights.
-    """
-    build_model(seed).save_pretrained(out)
-    build_processor().save_pretrained(out)
 
 
 @torch.no_grad()

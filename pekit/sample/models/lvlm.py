@@ -1,7 +1,6 @@
 """The sample LVLM: a small InternVL with its processor, untrained, in the format `from_pretrained` reads."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,13 +71,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_lvlm(out: Path, seed: int) -> None:
-    """Writes an untrained sample InternVL with its processor.
-
-    Args:
-        out: folder to write the model with its processor and generation settings to; created when missing.
-        seed: the same seed gives the same weights.
-    """
+def build_model(seed: int) -> InternVLForConditionalGeneration:
+    """Builds the untrained model from random weights of a seed."""
     tokenizer = build_tokenizer()
     # Initial deviations: the usual 0.02 suits wide models; in narrow ones it leaves attention flat for long.
     ids = tokenizer.get_vocab()
@@ -131,8 +125,7 @@ def build_lvlm(out: Path, seed: int) -> None:
         # Patches that know from the start where they are learn to look at their neighbours far sooner.
         embeddings.position_embeddings[:, 1:] = sine_positions(IMAGE_SIZE // PATCH, VISION_WIDTH)
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ids[END], pad_token_id=ids[PAD])
-    model.save_pretrained(out)
-    build_processor(tokenizer).save_pretrained(out)
+    return model
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -198,15 +191,8 @@ def spelled_embeddings(tokenizer: PreTrainedTokenizerFast, seed: int) -> torch.T
     return table
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    """Joins a tokenizer with the picture settings of the sample InternVL: the whole photo squashed to one tile.
-
-    Args:
-        tokenizer: of `build_tokenizer`.
-
-    Returns:
-        The processor.
-    """
+def build_processor() -> InternVLProcessor:
+    """Builds the processor: the tokenizer above, the whole photo squashed to one tile."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pixels: dict[str, Any] = {
         "size": size,
@@ -216,7 +202,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
     }
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(crop_to_patches=False, **pixels),
-        tokenizer=tokenizer,
+        tokenizer=build_tokenizer(),
         video_processor=InternVLVideoProcessor(**pixels),
         image_seq_length=IMAGE_TOKENS,
         chat_template=CHAT_TEMPLATE,

@@ -1,7 +1,5 @@
 """The sample SAM: a small SamModel and its processor, untrained, in the format `from_pretrained` reads."""
 
-from pathlib import Path
-
 import torch
 from transformers import (
     SamConfig,
@@ -22,13 +20,8 @@ DECODER_WIDTH = 96
 INITIAL_DEVIATION = 0.08  # the defaults suit far wider layers, or weights to be loaded
 
 
-def build_masks(out: Path, seed: int) -> None:
-    """Writes an untrained sample SAM and its processor.
-
-    Args:
-        out: folder to write config.json, model.safetensors and the processor's files to; created when missing.
-        seed: the same seed gives the same weights.
-    """
+def build_model(seed: int) -> SamModel:
+    """Builds the untrained model from random weights of a seed."""
     vision = SamVisionConfig(
         hidden_size=WIDTH,
         output_channels=DECODER_WIDTH,
@@ -66,14 +59,18 @@ def build_masks(out: Path, seed: int) -> None:
         side = IMAGE_SIZE // PATCH_SIZE
         places = sine_positions(side, WIDTH).reshape(1, side, side, WIDTH)
         model.vision_encoder.pos_embed = torch.nn.Parameter(places)
-    model.save_pretrained(out)
+    return model
+
+
+def build_processor() -> SamProcessor:
+    """Builds the processor: the longer side to 256 px, masks of 128 x 128 cells."""
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     low = IMAGE_SIZE // PATCH_SIZE * 4
-    SamProcessor(
+    return SamProcessor(
         SamImageProcessor(
             size={"longest_edge": IMAGE_SIZE},
             pad_size=square,
             mask_size={"longest_edge": low},
             mask_pad_size={"height": low, "width": low},
         )
-    ).save_pretrained(out)
+    )

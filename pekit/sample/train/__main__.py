@@ -9,14 +9,13 @@ from importlib import import_module
 from pekit.cli import folder, natural, positive
 from pekit.parallel import usable_cores
 from pekit.records import UserError
-
-MODELS = ("grounding", "features", "masks", "lvlm")
+from pekit.sample.models import KINDS
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; reading its help loads no model library."""
     parser = argparse.ArgumentParser(prog="python -m pekit.sample.train", description=__doc__)
-    parser.add_argument("model", choices=(*MODELS, "all"), help="which checkpoint to train.")
+    parser.add_argument("model", choices=(*KINDS, "all"), help="which checkpoint to train.")
     parser.add_argument(
         "--out",
         type=folder,
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         device = str(pick_device(args.device))  # before scenes are drawn for nothing
-        for name in MODELS if args.model == "all" else (args.model,):
+        for name in KINDS if args.model == "all" else (args.model,):
             module = import_module(f"pekit.sample.train.{name}")
             module.train(Run(name, args.out, device, args.steps or module.STEPS, args.seed, args.workers))
     except KeyboardInterrupt:

@@ -12,8 +12,6 @@ have settled for colours before.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -28,7 +26,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS, Instance, mask_box
 from pekit.sample.evaluate.features import evaluate
-from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_features
+from pekit.sample.models.features import IMAGE_SIZE, WIDTH, build_model, build_processor
 from pekit.sample.train.groups import Group, draw_group, pair_of
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import PATCH, scene_regions
@@ -314,10 +312,8 @@ def train(run: Run) -> None:
         UserError: as of `begin` and `take_steps`.
     """
     begin(run)
-    with TemporaryDirectory() as start:
-        build_features(Path(start), run.seed)
-        model: torch.nn.Module = Dinov2Model.from_pretrained(start)
-    model.to(run.device).train()
+    model = build_model(run.seed).train()
+    model.to(torch.device(run.device))
     head = torch.nn.Linear(WIDTH, 1 + sum(map(len, LOOKS.values()))).to(run.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     optimisers = Optimisers(model, head.parameters())
@@ -325,7 +321,7 @@ def train(run: Run) -> None:
 
     def step(number: int, prepared: Batch) -> dict[str, torch.Tensor]:
         batch = moved(prepared, run.device)
-        tokens = patch_tokens(cast(Dinov2Model, model), batch)
+        tokens = patch_tokens(model, batch)
         means = region_means(tokens, batch)
         named, right = looks_loss(head, tokens, means, batch)
         weight = 0.2 if number < NAMING_UNTIL * run.steps else 1
@@ -336,8 +332,8 @@ def train(run: Run) -> None:
 
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     seconds = take_steps(run, Steps(bank, run.seed, run.steps, run.workers), parts, step)
-    build_features(run.folder, run.seed)  # for all but the weights
     cast(Dinov2Model, average.module).save_pretrained(run.folder)
+    build_processor().save_pretrained(run.folder)
     finish(run, evaluate, CARD, seconds)
 
 

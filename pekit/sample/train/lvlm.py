@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from transformers import (
-    AutoProcessor,
     Dinov2Model,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -33,7 +31,15 @@ from pekit.prompting import COLOURS as BOX_COLOURS
 from pekit.records import UserError
 from pekit.sample.evaluate.lvlm import evaluate
 from pekit.sample.models.features import POSITION_CHANNELS
-from pekit.sample.models.lvlm import DOWNSAMPLE, IMAGE_SIZE, IMAGE_TOKENS, NAMING_LAYERS, PATCH, build_lvlm
+from pekit.sample.models.lvlm import (
+    DOWNSAMPLE,
+    IMAGE_SIZE,
+    IMAGE_TOKENS,
+    NAMING_LAYERS,
+    PATCH,
+    build_model,
+    build_processor,
+)
 from pekit.sample.train.lvlm_names import name_tokens, naming_loss, random_look, telling
 from pekit.sample.train.lvlm_talk import Turn, pack, random_text_turns, random_turns
 from pekit.sample.train.lvlm_views import (
@@ -314,10 +320,7 @@ def train(run: Run) -> None:
     if not (features / "config.json").is_file():
         raise UserError(f"{features} is missing: run python -m pekit.sample.train features --out {run.out} first")
     begin(run)
-    with TemporaryDirectory() as start:  # what is in the folder stays until there is better
-        build_lvlm(Path(start), run.seed)
-        processor = AutoProcessor.from_pretrained(start)
-        model = InternVLForConditionalGeneration.from_pretrained(start)
+    model, processor = build_model(run.seed), build_processor()
     nn.Module.to(model, run.device)
     learner = Learner(model, processor, run.seed).train()
     average = AveragedModel(learner.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
@@ -346,8 +349,8 @@ def train(run: Run) -> None:
     parts = {"model": learner.model, "average": average, **optimisers.parts}
     seconds = take_steps(run, Views(run.seed, run.steps), parts, step)
     learner.model.load_state_dict(average.module.state_dict())
-    build_lvlm(run.folder, run.seed)  # for all but the weights
     learner.model.save_pretrained(run.folder)
+    processor.save_pretrained(run.folder)
     finish(run, evaluate, CARD, seconds)
 
 

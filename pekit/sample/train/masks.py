@@ -1,8 +1,6 @@
 """Trains the sample SAM on drawn scenes: a box or a point on an object must give the object's visible pixels."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -15,7 +13,7 @@ from transformers import SamModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from pekit.sample.evaluate.masks import evaluate
-from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_masks
+from pekit.sample.models.masks import DECODER_WIDTH, IMAGE_SIZE, build_model, build_processor
 from pekit.sample.train.optimisers import Optimisers
 from pekit.sample.train.regions import jitter
 from pekit.sample.train.runs import Run, begin, finish, moved, take_steps
@@ -151,10 +149,8 @@ def train(run: Run) -> None:
     """
     begin(run)
     bank = open_bank(run.work, run.seed, size=DETAILED, workers=run.workers)
-    with TemporaryDirectory() as start:
-        build_masks(Path(start), run.seed)
-        model: torch.nn.Module = SamModel.from_pretrained(start)
-    model.to(run.device).train()
+    model = build_model(run.seed).train()
+    model.to(torch.device(run.device))
     head = torch.nn.Conv2d(DECODER_WIDTH, 16, 1).to(run.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     optimisers = Optimisers(model, head.parameters(), LEARNING_RATE, betas=(0.9, 0.999), clip=1.0)
@@ -162,7 +158,7 @@ def train(run: Run) -> None:
     def step(number: int, prepared: Batch) -> dict[str, torch.Tensor]:
         batch = moved(prepared, run.device)
         prompt = {"input_points": batch.points} if batch.by_points else {"input_boxes": batch.boxes}
-        embeddings = cast(SamModel, model).vision_encoder(batch.pixels).last_hidden_state
+        embeddings = model.vision_encoder(batch.pixels).last_hidden_state
         result = model(image_embeddings=embeddings, multimask_output=batch.several, **prompt)
         loss = mask_loss(result.pred_masks, result.iou_scores, batch, whole=min(1.0, 0.05 + 2 * number / run.steps))
         loss = loss + things_loss(head, embeddings, batch)
@@ -172,8 +168,8 @@ def train(run: Run) -> None:
 
     parts = {"model": model, "head": head, "average": average, **optimisers.parts}
     seconds = take_steps(run, Steps(bank, run.seed), parts, step)
-    build_masks(run.folder, run.seed)  # for all but the weights
     cast(SamModel, average.module).save_pretrained(run.folder)
+    build_processor().save_pretrained(run.folder)
     finish(run, evaluate, CARD, seconds)
 
 
