@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.ops import masks_to_boxes
 from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer, SamModel
 from transformers.image_transforms import center_to_corners_format
 
@@ -197,19 +198,11 @@ class Segmenter:
         masks = masks.reshape(-1, self._size, self._size)
         scores = np.asarray([float(score) for score in found["scores"]], dtype=np.float32)
         keep = masks.sum((1, 2)) >= max(min_area, 1)
-        return Regions(mask_boxes(masks[keep]), scores[keep], masks[keep])
+        last_pixels = masks_to_boxes(torch.from_numpy(masks[keep]))
+        boxes = last_pixels + torch.tensor([0, 0, 1, 1])
+        return Regions(boxes.numpy(), scores[keep], masks[keep])
 
 
 def _scores_in_fp32(_model: SamModel, _inputs: tuple, output: Any) -> Any:
     output.iou_scores = output.iou_scores.float()
     return output
-
-
-def mask_boxes(masks: np.ndarray) -> np.ndarray:
-    """Tight boxes of masks: bool (M, S, S) -> f32 (M, 4) xyxy, corners past the last pixel; zeros for an empty mask."""
-    boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    for axis, columns in ((1, (0, 2)), (2, (1, 3))):
-        hit = np.asarray(masks.any(axis))
-        boxes[:, columns[0]] = hit.argmax(1)
-        boxes[:, columns[1]] = np.where(hit.any(1), hit.shape[1] - hit[:, ::-1].argmax(1), 0)
-    return boxes

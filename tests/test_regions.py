@@ -265,16 +265,6 @@ class TestSegmenter:
         assert len(found) > 0 and found.scores.dtype == np.float32
 
 
-def test_tight_boxes_of_masks() -> None:
-    rng = np.random.default_rng(0)
-    masks = rng.random((6, 40, 40)) < 0.01
-    masks[3] = False
-    masks[4] = True
-    found = regions.mask_boxes(masks)
-    for m, mask in enumerate(masks):
-        np.testing.assert_array_equal(found[m], plain.tight_box(mask) if mask.any() else [0, 0, 0, 0])
-
-
 def test_regions_check_their_shapes() -> None:
     with pytest.raises(ValueError, match=r"\(2, 4\)"):
         Regions(np.zeros((3, 4)), np.zeros(2))
