@@ -13,7 +13,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from pekit.names import concept_of_folder, folded, natural_key, published, resolve_name, without_category
+from pekit.names import (
+    concept_of_folder,
+    folded,
+    natural_key,
+    published,
+    published_folders,
+    resolve_name,
+    without_category,
+)
 from pekit.records import Concept, Photo, UserError, counted
 
 log = logging.getLogger(__name__)
@@ -44,8 +52,8 @@ DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis 
 
 def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
     index = {}
-    for i, name in enumerate(published(dataset, multi_concept)):
-        folder = without_category(name) if dataset == "yollava" else name
+    names, folders = published(dataset, multi_concept), published_folders(dataset, multi_concept)
+    for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
         index[folded(folder)] = i
         index.setdefault(folded(name), i)
     return index

@@ -22,6 +22,12 @@ def published(dataset: str, multi_concept: bool = False) -> tuple[str, ...]:
     return tuple(_published()[f"{dataset} multi-concept" if multi_concept else dataset])
 
 
+def published_folders(dataset: str, multi_concept: bool = False) -> tuple[str, ...]:
+    """The folders of the published concepts, in the same order: those of Yo'LLaVA leave the category out."""
+    names = published(dataset, multi_concept)
+    return tuple(map(without_category, names)) if dataset == "yollava" else names
+
+
 def name_map(kind: str) -> dict[str, str]:
     """The released name maps of this-is-my: kind "display" (apostrophes) or "invented"."""
     return _published()[f"this-is-my {kind} names"]

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from pekit.datasets import ROOTS, check_part, concept_folders, find_root, split_folder
-from pekit.names import concept_of_folder, folded, published, without_category
+from pekit.names import concept_of_folder, folded, published, published_folders, without_category
 from pekit.records import Concept, UserError
 
 USUAL_PLACES = {
@@ -145,8 +145,7 @@ def known_concepts(views: Path, dataset: str, multi_concept: bool) -> tuple[Conc
     check_part(dataset, multi_concept)
     folders = concept_folders(views) if views.is_dir() else []
     names = [folder.name for folder in folders if any(folder.glob("*.pt"))]
-    names = names or _published_folders(dataset, multi_concept)
-    return tuple(concept_of_folder(dataset, name) for name in names)
+    return tuple(concept_of_folder(dataset, name) for name in names or published_folders(dataset, multi_concept))
 
 
 def nameable_concepts(
@@ -172,14 +171,8 @@ def nameable_concepts(
         present.setdefault(folded(folder), concept_of_folder(dataset, folder))
     # A published concept that is not here must not make a name of one that is mean two.
     own = {folded(name) for c in present.values() for name in (c.key, c.name, without_category(c.key))}
-    for listed in published(dataset, multi_concept):
-        short = without_category(listed)
-        if not own & {folded(listed), folded(short)}:
-            folder = short if dataset == "yollava" else listed
+    listed = zip(published(dataset, multi_concept), published_folders(dataset, multi_concept), strict=True)
+    for name, folder in listed:
+        if not own & {folded(name), folded(without_category(name))}:
             present[folded(folder)] = concept_of_folder(dataset, folder)
     return tuple(present.values())
-
-
-def _published_folders(dataset: str, multi_concept: bool) -> list[str]:
-    names = published(dataset, multi_concept)
-    return [without_category(name) for name in names] if dataset == "yollava" else list(names)

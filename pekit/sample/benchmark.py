@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pekit.files import write_atomically
+from pekit.names import without_category
 from pekit.parallel import usable_cores
 from pekit.records import UserError, counted
 from pekit.sample.drawing import Instance, Scene, SceneObject, draw_scene, look_alike, random_instance
@@ -208,7 +209,7 @@ def plan_multi(rng: np.random.Generator, concepts: Concepts) -> list[PhotoPlan]:
     plans = _plan_train(rng, root, concepts)
     for pair in PAIRS:
         both = [keys[i] for i in pair]
-        folder = "_and_".join(key.rpartition("-")[0] for key in both)
+        folder = "_and_".join(map(without_category, both))
         plans += [_positive(rng, f"{root}/test/{folder}/{n}.png", both, concepts) for n in range(1, 4)]
     return plans
 

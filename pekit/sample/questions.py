@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pekit.names import without_category
 from pekit.sample.drawing import CATEGORIES, COLOURS, PATTERNS
 
 Truth = dict[str, list[dict]]
@@ -49,7 +50,7 @@ def write_questions(out: Path, truth: Truth, rng: np.random.Generator) -> dict[s
     text = _text_questions(rng, concepts)
     single_root, multi_root = "This-is-My-Img/Single-concept", "This-is-My-Img/Multi-concept"
     single = _visual_questions(
-        rng, truth, f"{single_root}/test/Positive/", "./test/Positive/", short_name, open_share=1 / 3
+        rng, truth, f"{single_root}/test/Positive/", "./test/Positive/", without_category, open_share=1 / 3
     )
     multi = _pair_questions(rng, truth, f"{multi_root}/test/", "./test/")
     for name, content in {
@@ -67,11 +68,6 @@ def write_questions(out: Path, truth: Truth, rng: np.random.Generator) -> dict[s
         "this-is-my single-concept": sum(map(len, single.values())),
         "this-is-my multi-concept": sum(map(len, multi.values())),
     }
-
-
-def short_name(key: str) -> str:
-    """A folder's name without its last ``-category``."""
-    return key.rpartition("-")[0]
 
 
 def describe(name: str, thing: dict) -> str:
@@ -194,7 +190,7 @@ def _pair_questions(rng: np.random.Generator, truth: Truth, folder: str, written
     for i, path in enumerate(path for path in truth if path.startswith(folder)):
         things = truth[path]
         names = path.removeprefix(folder).split("/")[0].split("_and_")
-        pair = [next(t for t in things if t["concept"] and short_name(t["concept"]) == name) for name in names]
+        pair = [next(t for t in things if t["concept"] and without_category(t["concept"]) == name) for name in names]
         if i % 3 == 0 and abs(_centre(pair[0]) - _centre(pair[1])) >= LEAST_OFF_CENTRE:
             left = int(_centre(pair[1]) < _centre(pair[0]))
             letter = next(letters)
