@@ -160,10 +160,12 @@ class Chat:
         import openai
 
         reason, asked_wait, unreached = "", 0.0, False
+        own_wait = self._patience.first_wait
         for attempt in range(self._patience.attempts):
-            own_wait = min(self._patience.first_wait * 2 ** (attempt - 1), LONGEST_WAIT)
-            if attempt and self._stopped.wait(max(own_wait, asked_wait)):
-                break
+            if attempt:
+                if self._stopped.wait(min(max(own_wait, asked_wait), LONGEST_WAIT)):
+                    break
+                own_wait = min(2 * own_wait, LONGEST_WAIT)
             asked_wait, unreached = 0.0, False
             try:
                 reply = read_completion(self._completion(messages, parameters))
@@ -313,7 +315,7 @@ def _asked_wait(error: Exception) -> float:
     """Seconds that the server asks to wait; 0 where it does not say."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
-        return min(float(headers.get("retry-after", 0)), LONGEST_WAIT)
+        return float(headers.get("retry-after", 0))
     except ValueError:  # a date
         return 0.0
 

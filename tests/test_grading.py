@@ -285,6 +285,13 @@ def test_no_wait_is_longer_than_a_minute(tmp_path: Path, monkeypatch: pytest.Mon
         assert waits == expected
 
 
+def test_any_number_of_tries_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = JudgeSettings(Endpoint("the judge", "judge-1", SECRET, "http://127.0.0.1:1/v1"), {})
+    judge = Judge(settings, Patience(attempts=1100, first_wait=0), tmp_path)  # 2 ** 1024 is no float
+    monkeypatch.setattr(judge._chat, "_completion", lambda *_: b'{"choices": []}')
+    assert judge.verdict("?", "a", "b").reason == "the server gave no text"
+
+
 def test_time_outs_are_retried(tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "Yes", delay=0.6) as server:
         verdict = judge_at(server, tmp_path, Patience(attempts=2, first_wait=0.01, timeout=0.2)).verdict("?", "a", "b")
