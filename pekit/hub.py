@@ -228,8 +228,8 @@ def pick_device(device: str) -> torch.device:
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)  # or pinning memory would open the first GPU in every process
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0][:120]
-        raise UserError(f"--device {device} is not usable here ({reason}): try --device cpu") from None
+        why = reason(error).partition(". ")[0]
+        raise UserError(f"--device {device} is not usable here ({why}): try --device cpu") from None
     return chosen
 
 

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pekit.records import PhotoError
 
@@ -32,8 +32,6 @@ def open_image(path: Path, exif: bool = False) -> Image.Image:
             with Image.open(path) as image:
                 image.load()
                 if exif:
-                    from PIL import ImageOps
-
                     ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
     except PhotoError:
