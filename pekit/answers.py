@@ -63,7 +63,7 @@ class Query:
 
     @property
     def title(self) -> str:
-        """What tells it from others, for people: ``question 3 (baseline), pig-cup, 0.png``."""
+        """How messages name it: ``question 3 (baseline), pig-cup, 0.png``."""
         number = f"question {self.number}" + (" (baseline)" if self.variant == BASELINE else "")
         return ", ".join(part for part in (number, self.subject, self.photo_name) if part)
 

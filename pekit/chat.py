@@ -39,11 +39,11 @@ class ChatError(Exception):
 
 
 class NoCompletionError(Exception):
-    """What a server sent is no chat completion; what it says in its place, if anything."""
+    """What a server sent is no chat completion; its text is what the server says instead, if anything."""
 
 
 class CutError(Exception):
-    """The tokens allowed were spent before the first word, as models spend them that think first."""
+    """The reply was cut before its first word: a model that thinks first has spent the tokens allowed on that."""
 
 
 @dataclass(frozen=True)

@@ -254,12 +254,12 @@ def _difference(manifest: Manifest, stored: Manifest | None, folder: Path) -> st
 
 
 def _numbers(folder: Path) -> set[int]:
-    """Those of the augmentations that are there."""
+    """The numbers of the augmentations that are stored, over all photos."""
     return {split_name(path)[1] for path in folder.glob("*/*.pt") if not path.name.startswith(".")}
 
 
 def _borne_out(stored: Manifest, numbers: set[int]) -> Manifest:
-    """A manifest of no more augmentations than there are: those that were removed keep nothing out."""
+    """The manifest with ``n_augment`` no larger than what is stored: augmentations that were removed do not count."""
     return replace(stored, n_augment=min(stored.n_augment, max(numbers, default=0)))
 
 
@@ -291,10 +291,10 @@ def _has_changed(file: Path, seen: os.stat_result) -> bool:
 
 
 def _save_manifest(manifest: Manifest, folder: Path, seen: Manifest | None) -> os.stat_result:
-    """Write it; where augmented views are there already, their seed and number stay the folder's.
+    """Write the manifest; where more augmentations are stored, their number, seed and way of drawing are kept in it.
 
     Returns:
-        What tells it from a manifest that is written later.
+        The state of its file, by which ``_has_changed`` notices a manifest that is written later.
 
     Raises:
         UserError: since the manifest was ``seen``, another run with other models or settings has begun there.

@@ -102,7 +102,7 @@ def photo_stems(gallery: Gallery) -> dict[str, set[str]]:
 
 
 def identity(gallery: Gallery) -> dict:
-    """What tells whether two runs match to the same views, and which they are, unless there are too many to list."""
+    """The views in use and a digest of them, equal where two runs use the same; of very many only their number."""
     # Mapped from one file, the arrays would take longer to read than that file's own digest.
     digest = hashlib.sha256(gallery.source.encode())
     if not gallery.source:
@@ -112,7 +112,7 @@ def identity(gallery: Gallery) -> dict:
 
 
 def digests(gallery: Gallery) -> dict[str, str]:
-    """What tells, for each concept by itself, whether two runs match to the same views."""
+    """A digest of each concept's views, equal where two runs use the same."""
     pairs = zip(gallery.keys, gallery.descriptors, gallery.valid, strict=True)
     with np.errstate(over="ignore"):  # fp16 as in the file of a large gallery, so that growing to one changes nothing
         return {key: hashlib.sha256(rows[valid].astype(np.float16)).hexdigest()[:16] for key, rows, valid in pairs}

@@ -61,7 +61,7 @@ def concept_of_folder(dataset: str, folder: str) -> Concept:
 
 @cache  # question files name the same concepts again and again
 def folded(name: str) -> str:
-    """A name without what does not tell names apart: case, ``_``, apostrophes, forms of accented letters."""
+    """A name as it is compared with others: without case, ``_``, apostrophes and the form of accented letters."""
     name = unicodedata.normalize("NFC", name).replace("\u2019", "'").replace("'", "")
     return re.sub(r"[\s_]+", " ", name).strip().casefold()
 

@@ -107,7 +107,7 @@ def gather(value: T, shard: Shard) -> list[T]:
 
 
 def first(work: Callable[[], T], shard: Shard) -> T:
-    """``work()`` on every process, on the others once the first is done: what it has written, they find.
+    """Do ``work()`` on the first process, and then on the others, which find what the first has written.
 
     Raises:
         UserError: on the first process, that of its work.

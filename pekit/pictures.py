@@ -180,11 +180,11 @@ def _joined(batches: Sequence[Batch], roles: Iterable[str]) -> Batch:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    sys.excepthook = _told_unless_alone
+    sys.excepthook = _quiet_where_disconnected
 
 
-def _told_unless_alone(kind: type[BaseException], *error: Any) -> None:
-    """Of a worker's thread that hands pictures over; where the main process was stopped, there is nothing to tell."""
+def _quiet_where_disconnected(kind: type[BaseException], *error: Any) -> None:
+    """Print no traceback of a lost connection: the main process was stopped while a worker handed it pictures."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, *error)
 

@@ -168,7 +168,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Why a file is no view, in place of the advice that torch gives to programmers."""
+    """Why a file is no view, for users; torch's own messages advise programmers."""
     if path.is_file() and not path.stat().st_size:
         return "it is empty"
     if isinstance(error, pickle.UnpicklingError) and re.search("add_safe_globals|GLOBAL", str(error)):
@@ -238,7 +238,10 @@ class Manifest:
     augmentation: int = 1  # manifests did not hold it then
 
     def difference(self, other: Manifest) -> str | None:
-        """Name what keeps views from being added to these, these views' value first; None where nothing does."""
+        """Why views made with ``other`` may not be added to these: the first value that differs; None where none does.
+
+        In the text the value of these views comes first.
+        """
         for role in sorted(self.models.keys() & other.models.keys()):
             mine, theirs = self.models[role], other.models[role]
             known = mine["fingerprint"] and theirs["fingerprint"]

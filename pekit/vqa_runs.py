@@ -277,7 +277,8 @@ def graded(answers: Sequence[Answer], grader: str, judge: Judge | None, concurre
 def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut], limit: int | None) -> VqaReport:
     """Write the results of graded answers.
 
-    Left out is no question that was answered before its photo vanished, nor one beyond the last of a limited run.
+    Of ``left_out`` count neither questions that were answered before their photo vanished, nor those beyond the last
+    one of a limited run.
     """
     asked = {answer.query.number for answer in verdicts}
     last = math.inf if limit is None else max(asked, default=0)

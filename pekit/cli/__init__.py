@@ -74,7 +74,7 @@ def path(text: str) -> Path:
 
 
 def checkpoint(text: str) -> str:
-    """Read a hub id, a set of checkpoints or a folder; as it is, for what it is shows later."""
+    """Read a hub id, the name of a set, or a folder; which of these it is shows when it is looked for."""
     path(text)
     return text
 
@@ -88,7 +88,7 @@ def folder(text: str) -> Path:
 
 
 def sentence(text: str) -> str:
-    """Read a text that is to be asked or written; the empty one may be of a shell variable that is not set."""
+    """Read a text; an empty one is refused, for it mostly comes from a shell variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option out")
     try:
