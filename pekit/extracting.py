@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,36 +99,12 @@ def run_extraction(
     failed: dict[str, str] = {}
     recognizer = Recognizer(models, ground=True, segment=settings.grounding_sam) if todo else None
 
-    def make_room() -> None:
-        """Only now, when what could be wrong with models and options has been found."""
-        if stored.difference:
-            log.info("removing the views of %s from %s", stored.difference, settings.folder)
-        for path in stored.removed:
-            path.unlink(missing_ok=True)
-        if recognizer:
-            _save_manifest(manifest, settings.folder, stored.manifest)
-
-    first(lambda: None if shard.rank else make_room(), shard)
+    # Only now, when what could be wrong with models and options has been found.
+    first(lambda: None if shard.rank else _make_room(stored, settings.folder, manifest if todo else None), shard)
     if recognizer:
-        seen: os.stat_result | None = None
-
-        def place_beside(task: Task) -> Path:
-            """Where a view goes, unless another run has begun to make others there since."""
-            nonlocal seen
-            if seen is None or _has_changed(settings.folder / MANIFEST, seen):
-                seen = _save_manifest(manifest, settings.folder, None)
-            return place(task)
-
         prompts = {concept.key: concept.prompt for concept in concepts}
-        failed = extract_views(
-            recognizer,
-            todo,
-            prompts,
-            loading,
-            place_beside,
-            settings.seed,
-            settings.min_mask_area if settings.grounding_sam else 0,
-        )
+        guarded = _guarded(place, manifest, settings.folder)
+        failed = extract_views(recognizer, todo, prompts, loading, guarded, settings.seed, manifest.min_mask_area)
     lost = sum(task.photo.name in failed for task in todo)
     everything: dict[str, str] = {}
     made = 0
@@ -137,6 +113,29 @@ def run_extraction(
         everything |= reasons
     _remove_leftovers(stored.leftovers, everything)
     return ExtractionReport(made, len(tasks) - len(left), everything)
+
+
+def _make_room(stored: Stored, folder: Path, manifest: Manifest | None) -> None:
+    """Remove what is not to stay, and write the manifest of the views that are to be made, if any are."""
+    if stored.difference:
+        log.info("removing the views of %s from %s", stored.difference, folder)
+    for path in stored.removed:
+        path.unlink(missing_ok=True)
+    if manifest:
+        _save_manifest(manifest, folder, stored.manifest)
+
+
+def _guarded(place: Callable[[Task], Path], manifest: Manifest, folder: Path) -> Callable[[Task], Path]:
+    """``place``, but that it raises an error once another run has begun to make other views in the folder."""
+    seen: os.stat_result | None = None
+
+    def guarded(task: Task) -> Path:
+        nonlocal seen
+        if seen is None or _has_changed(folder / MANIFEST, seen):
+            seen = _save_manifest(manifest, folder, None)
+        return place(task)
+
+    return guarded
 
 
 def _manifest(settings: ExtractionSettings, models: ModelSettings, loading: LoadingSettings) -> Manifest:

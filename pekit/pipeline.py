@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -228,11 +228,20 @@ def extract_views(
             members = features.sampled(masks, dino.patch)
         return [_view(*each) for each in zip(batch.tasks, grids, members, strict=True)]
 
+    results = _stream(tasks, recognizer, loading, prepare, run, read, seed)
+    return _store(tqdm(results, total=len(tasks), desc="extracting", unit="view"), place)
+
+
+def _store(results: Iterable[tuple[Task, View | None, str]], place: Callable[[Task], Path]) -> dict[str, str]:
+    """Write views as they come, from a thread of its own while the models go on.
+
+    Returns:
+        Name -> reason of the photos that have none.
+    """
     failed: dict[str, str] = {}
     writes: deque[Future] = deque()
-    with ThreadPoolExecutor(1) as writer:  # results are written from the side while the models go on
-        results = _stream(tasks, recognizer, loading, prepare, run, read, seed)
-        for task, view, reason in tqdm(results, total=len(tasks), desc="extracting", unit="view"):
+    with ThreadPoolExecutor(1) as writer:
+        for task, view, reason in results:
             if view is None:
                 if task.photo.name not in failed:
                     log.error("left out: %s", reason)
