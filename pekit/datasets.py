@@ -13,15 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pekit.names import (
-    concept_of_folder,
-    folded,
-    natural_key,
-    published,
-    published_folders,
-    resolve_name,
-    without_category,
-)
+from pekit.names import concept_of_folder, folded, in_published_order, natural_key, resolve_name, without_category
 from pekit.records import Concept, Photo, UserError, counted
 
 log = logging.getLogger(__name__)
@@ -45,50 +37,6 @@ SPLITS = {
 POSITIVE = "Positive"  # parts of This-is-My-Img's test photos
 NEGATIVE_SPLITS = ("Fake", "Negative (Hard)", "Negative (Other)")
 DOUBLES = (("Reynards keyboard", "Reynards work chair"), ("Nikkis car", "Nikkis camper bag"))
-
-
-# --- order --------------------------------------------------------------------------------------------------------
-
-
-def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
-    index = {}
-    names, folders = published(dataset, multi_concept), published_folders(dataset, multi_concept)
-    for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
-        index[folded(folder)] = i
-        index.setdefault(folded(name), i)
-    return index
-
-
-def _in_published_order(folders: list[str], dataset: str, multi_concept: bool) -> list[str]:
-    """Put folders in the published order, others behind; name in a warning what is missing and what is extra."""
-    index = _published_index(dataset, multi_concept)
-    names = published(dataset, multi_concept)
-    known = [folder for folder in folders if folded(folder) in index]
-    extra = [folder for folder in folders if folded(folder) not in index]
-    known.sort(key=lambda folder: index[folded(folder)])
-    found = {index[folded(folder)] for folder in known}
-    missing = [name for i, name in enumerate(names) if i not in found]
-    if not known:
-        log.warning(
-            "%s: none of the %d published concepts is here; taking what is found, %s: %s",
-            dataset,
-            len(names),
-            counted(len(extra), "folder"),
-            ", ".join(extra),
-        )
-    elif missing or extra:
-        log.warning(
-            "%s: %d of the %d published concepts are here; missing: %s; not in the published list: %s",
-            dataset,
-            len(known),
-            len(names),
-            ", ".join(missing) or "none",
-            ", ".join(extra) or "none",
-        )
-    return known + extra
-
-
-# --- folders ------------------------------------------------------------------------------------------------------
 
 
 def _child(folder: Path, relative: str) -> Path | None:
@@ -231,7 +179,7 @@ def read_concepts(
     names = [entry.name for entry in concept_folders(folder) if dataset != "myvlm" or list_photos(entry)]
     if not names:
         raise UserError(f"{folder} holds no concept folders: each concept is a folder of photos")
-    return tuple(concept_of_folder(dataset, name) for name in _in_published_order(names, dataset, multi_concept))
+    return tuple(concept_of_folder(dataset, name) for name in in_published_order(names, dataset, multi_concept))
 
 
 def _photo(path: Path, data_folder: Path, concepts: tuple[str, ...]) -> Photo:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from pekit.records import Concept, UserError
+from pekit.records import Concept, UserError, counted
+
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -92,3 +95,44 @@ def resolve_name(short: str, concepts: Iterable[Concept]) -> Concept | None:
         if found:
             return found[0]
     return None
+
+
+# --- the published order ------------------------------------------------------------------------------------------
+
+
+def _published_index(dataset: str, multi_concept: bool) -> dict[str, int]:
+    index = {}
+    names, folders = published(dataset, multi_concept), published_folders(dataset, multi_concept)
+    for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
+        index[folded(folder)] = i
+        index.setdefault(folded(name), i)
+    return index
+
+
+def in_published_order(folders: list[str], dataset: str, multi_concept: bool) -> list[str]:
+    """Put folders in the published order, others behind; name in a warning what is missing and what is extra."""
+    index = _published_index(dataset, multi_concept)
+    names = published(dataset, multi_concept)
+    known = [folder for folder in folders if folded(folder) in index]
+    extra = [folder for folder in folders if folded(folder) not in index]
+    known.sort(key=lambda folder: index[folded(folder)])
+    found = {index[folded(folder)] for folder in known}
+    missing = [name for i, name in enumerate(names) if i not in found]
+    if not known:
+        log.warning(
+            "%s: none of the %d published concepts is here; taking what is found, %s: %s",
+            dataset,
+            len(names),
+            counted(len(extra), "folder"),
+            ", ".join(extra),
+        )
+    elif missing or extra:
+        log.warning(
+            "%s: %d of the %d published concepts are here; missing: %s; not in the published list: %s",
+            dataset,
+            len(known),
+            len(names),
+            ", ".join(missing) or "none",
+            ", ".join(extra) or "none",
+        )
+    return known + extra

@@ -85,7 +85,7 @@ def run_script(command: Callable[[], int], args: argparse.Namespace, again: str 
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s")
     logging.getLogger("pekit").setLevel(logging.INFO)
     # what all of several processes find in the folders, the first one tells
-    finding = ("datasets", "views", "consolidated", "gallery", "questions", "detecting", "cli.vqa")
+    finding = ("names", "datasets", "views", "consolidated", "gallery", "questions", "detecting", "cli.vqa")
     same = [f"pekit.{name}" for name in finding]
     for noisy in ("httpx", "httpx2", "openai", "huggingface_hub", *(same if shard.rank else ())):
         logging.getLogger(noisy).setLevel(logging.ERROR)
