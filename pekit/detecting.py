@@ -106,6 +106,8 @@ def run_detection(
     for others in gather(done, shard):
         done |= others
     failed = {photo.name: done[photo.name]["error"] for photo in photos if done[photo.name]["error"]}
+    if shard.rank == 0 and photos and not any(done[photo.name]["matched"] for photo in photos):
+        log.warning("no photo has a region that could be compared with the views: nothing was proposed in any")
     tables = write_results(done, failed, photos, units, settings, folder) if shard.rank == 0 else []
     if lock:
         lock.close()
@@ -217,11 +219,15 @@ def _outcome(record: dict) -> dict:
     The record itself stays in its file: with its similarities, those of many photos would fill the memory.
     """
     found = {t: [detection["concept"] for detection in own] for t, own in record["detections"].items()}
-    return {"found": found, "error": record["error"]}
+    similarities = results.plain(record["similarities"])  # read from a file they are so already
+    matched = any(similarity is not None for similarity in similarities.values())
+    return {"found": found, "matched": matched, "error": record["error"]}
 
 
 def _show(photo: Photo, detections: Iterable[dict], folder: Path, exif: bool) -> None:
     name = Path(photo.name)  # in folders as in the data, so that no two photos share a file
     path = folder / "overlays" / name.parent / f"{fitting(name.name)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_boxes(open_image(photo.path, exif), [*map(Detection.from_json, detections)]).save(path)
+    found = [*map(Detection.from_json, detections)]
+    labels = [f"{detection.concept} {detection.score:.2f}" for detection in found]
+    draw_boxes(open_image(photo.path, exif), found, labels).save(path)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from pekit.names import folded, name_map, without_category
 from pekit.records import Concept, Detection
@@ -56,23 +56,43 @@ TASKS = {
 # --- boxes --------------------------------------------------------------------------------------------------------
 
 
-def draw_boxes(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
+def draw_boxes(image: Image.Image, detections: Sequence[Detection], labels: Sequence[str] = ()) -> Image.Image:
     """Outline regions on a copy of a photo, in the order of ``COLOURS``.
 
     Args:
         image: RGB, at its own size.
         detections: regions; boxes in [0, 1].
+        labels: what is written at each, for people; an LVLM is shown none.
 
     Returns:
         The copy.
     """
     overlay = image.copy()
     pen = ImageDraw.Draw(overlay)
+    placed = []
     for i, detection in enumerate(detections):
         x0, y0, x1, y1 = detection.box_xyxyn
         corners = [int(x0 * image.width), int(y0 * image.height), int(x1 * image.width), int(y1 * image.height)]
         pen.rectangle(corners, outline=COLOURS[i % len(COLOURS)], width=LINE_WIDTH)
+        placed.append(corners)
+    for i, label in enumerate(labels):  # above all outlines
+        _write(pen, label, placed[i], COLOURS[i % len(COLOURS)], image.size)
     return overlay
+
+
+def _write(pen: ImageDraw.ImageDraw, label: str, corners: Sequence[int], colour: str, room: tuple[int, int]) -> None:
+    """Write on a ground of a box's colour: above the box, or in it where there is no room above."""
+    letters = max(12, min(room) // 30)
+    font = ImageFont.load_default(letters)
+    left, top, right, bottom = pen.textbbox((0, 0), label, font)
+    margin = letters // 4
+    width, height = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
+    x = max(0, min(corners[0], room[0] - width))
+    y = corners[1] - height if corners[1] >= height else corners[1]
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "white"
+    pen.text((x + margin - left, y + margin - top), label, ink, font)
 
 
 # --- names --------------------------------------------------------------------------------------------------------

@@ -285,6 +285,8 @@ def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut]
     left_out = [entry for entry in left_out if entry.number not in asked and entry.number <= last]
     results.write_jsonl(folder / ANSWERS, (answer.as_json() for answer in verdicts))
     summary = write_results(folder, verdicts, left_out)
+    if empty := sum(answer.reply is not None and not answer.reply.strip() for answer in verdicts):
+        log.warning("%s empty: the model said nothing", "1 reply is" if empty == 1 else f"{empty} replies are")
     complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
     return VqaReport(folder, summary, summary_text(summary), complete and not summary["errors"])
 

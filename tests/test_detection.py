@@ -335,6 +335,26 @@ class TestResults:
             (drawn,) = run.rglob("*.png")
             with Image.open(drawn) as image:
                 assert image.size == size
+        said = "6 of the first 6 photos have an EXIF orientation"
+        for option, told in (((), True), (("--exif", "True"), False)):
+            result = call(main, *common(small, models), "--save_folder", small / "r", "--limit", 1, *option)
+            assert_ran(result)
+            assert (said in result.stderr) is told
+
+    def test_show_names_what_it_draws(
+        self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written = []
+
+        def draw(image: Image.Image, found: list, labels: list) -> Image.Image:
+            written.append(labels)
+            return image
+
+        monkeypatch.setattr(detecting, "draw_boxes", draw)
+        run = detect(call, small, models, "--show", "--limit", 1, "--detect_thresh=-1")
+        [record] = lines(run / "predictions.jsonl")
+        assert record["detections"]
+        assert written == [[f"{found['concept']} {found['score']:.2f}" for found in record["detections"]]]
 
 
 class TestMeasuredByHand:
@@ -692,7 +712,10 @@ class TestZeroProposals:
     def test_photos_without_a_proposal(
         self, small: Path, models: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        told = "nothing was proposed in any"
+        assert told not in call(main, *common(small, models), "--save_folder", small / "r").stderr
         monkeypatch.setattr(regions, "PROPOSAL_SCORE", 1.0)
+        assert told in call(main, *common(small, models), "--save_folder", small / "r").stderr
         run = detect(call, small, models)
         for record in lines(run / "predictions.jsonl"):
             assert record["detections"] == [] and set(record["similarities"].values()) == {None}

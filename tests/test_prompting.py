@@ -60,6 +60,29 @@ def test_corners_between_pixels_are_truncated() -> None:
     assert overlay.getbbox() == (33, 18, 79, 47)  # the last ones are past the outline
 
 
+def test_labels_stand_above_their_boxes_or_in_them() -> None:
+    image = Image.new("RGB", (400, 300))
+    boxes = [Detection("a", 0.9, (0.25, 0.5, 0.75, 0.8)), Detection("b", 0.8, (0.9, 0.0, 1.0, 0.4))]
+    plain, written = np.asarray(draw_boxes(image, boxes)), np.asarray(draw_boxes(image, boxes, ["a mug 0.90", "b"]))
+    changed = (plain != written).any(-1)
+    ys, xs = np.nonzero(changed & (np.arange(400) < 300))
+    assert xs.min() == 100 and ys.max() == 149  # left edge of the first box, the row above it
+    assert {tuple(colour) for colour in written[140:150, 100:102].reshape(-1, 3)} == {(0, 0, 255)}
+    letters = written[ys.min() : 150, 100 : xs.max() + 1]
+    assert (letters > 127).all(-1).sum() > 20  # white on blue
+    ys, xs = np.nonzero(changed & (np.arange(400) >= 300))
+    assert xs.max() <= 399 and ys.min() >= 0 and len(xs) > 0  # no room above and beside the second
+    assert not changed[160:, :300].any()
+
+
+def test_labels_are_dark_on_light_colours() -> None:
+    image = Image.new("RGB", (300, 300), "blue")
+    boxes = [Detection("x", 1.0, (0.1, 0.5, 0.9, 0.9))] * 8
+    written = draw_boxes(image, boxes, [""] * 7 + ["MMM"]).crop((30, 100, 200, 150))  # yellow, the last one
+    colours = {colour for _, colour in written.getcolors(10000)}
+    assert (0, 0, 0) in colours and (255, 255, 0) in colours and (255, 255, 255) not in colours
+
+
 # --- prompts ---
 
 

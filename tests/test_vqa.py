@@ -751,6 +751,13 @@ def test_a_server_that_cannot_be_asked_is_found_before_photos_are_searched(
     assert not (tmp_path / "results").exists()
 
 
+def test_empty_replies_are_told(ask: Call, nowhere: dict) -> None:
+    with ChatServer(lambda body, n: ("A", "", " \n")[n]) as server:
+        result = ask("--dataset", "yollava", *served(server))
+    assert_ran(result)
+    assert "2 replies are empty" in result.stderr
+
+
 def test_a_server_that_lists_no_models_is_asked_for_a_word(ask: Call, nowhere: dict) -> None:
     with ChatServer(lambda body, n: "A", models=()) as server:
         assert_ran(ask("--dataset", "yollava", *served(server)))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pekit import cli, datasets, parallel
-from pekit.cli.running import run_script, show, tell_left_out
+from pekit.cli.running import run_script, show, tell_left_out, tell_of_turned
 from pekit.records import UserError
 
 MIN_MASK_AREA = {"myvlm": 2000, "this-is-my": 2000, "yollava": 9000}
@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_flag(
         group,
         "--show",
-        "Also write each photo with its detections, at the first threshold of several, outlined into the run's folder.",
+        "Also write each photo with its detections, at the first threshold of several, outlined with name and score "
+        "into the run's folder.",
     )
     group.add_argument(
         "--save_folder", type=cli.folder, default=Path("results/"), help="Folder of the results (results/)."
@@ -99,6 +100,9 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
         return parallel.launch(main, argv, args.device, args.device_ids)
+
+    if not (args.exif or shard.rank):
+        tell_of_turned(photos)
 
     from pekit.detecting import run_detection
     from pekit.detection_results import DetectionSettings

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from dataclasses import replace
 
 from pekit import cli, datasets, parallel
-from pekit.cli.running import run_script, show, tell_left_out
-from pekit.photos import is_turned
+from pekit.cli.running import run_script, show, tell_left_out, tell_of_turned
 from pekit.records import UserError, counted
-
-log = logging.getLogger(__name__)
-LOOKED_AT = 200  # photos whose EXIF orientation is read beforehand
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,14 +60,8 @@ def _extract(args: argparse.Namespace, argv: list[str]) -> int:
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
         return parallel.launch(main, argv, args.device, args.device_ids)
-    looked_at = [] if args.exif or shard.rank else photos[:LOOKED_AT]
-    if turned := sum(is_turned(photo.path) for photo in looked_at):
-        log.info(
-            "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
-            "--exif True turns them",
-            turned,
-            len(looked_at),
-        )
+    if not (args.exif or shard.rank):
+        tell_of_turned(photos)
 
     from pekit.extracting import ExtractionSettings, run_extraction
 

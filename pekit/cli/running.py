@@ -9,11 +9,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pekit.parallel import PeerLostError, current_shard
-from pekit.records import UserError, counted
+from pekit.photos import is_turned
+from pekit.records import Photo, UserError, counted
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 200  # photos whose EXIF orientation is read beforehand
 
 
 def show(text: str) -> None:
@@ -32,6 +37,18 @@ def tell_left_out(failed: dict[str, str], total: int) -> int:
     if failed:
         show(f"{len(failed)} of {counted(total, 'photo')} could not be read")
     return 1 if failed else 0
+
+
+def tell_of_turned(photos: Sequence[Photo]) -> None:
+    """Say how many of the first photos are shown turned by other programs."""
+    looked_at = photos[:LOOKED_AT]
+    if turned := sum(is_turned(photo.path) for photo in looked_at):
+        log.info(
+            "%d of the first %d photos have an EXIF orientation, which is ignored, as for the published results: "
+            "--exif True turns them",
+            turned,
+            len(looked_at),
+        )
 
 
 def _out_of_memory(error: RuntimeError | MemoryError) -> str | None:
