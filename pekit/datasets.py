@@ -7,6 +7,7 @@ published ones, so a person's own photos in one of the three layouts work as wel
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +258,22 @@ def query_photos(
     if not photos:
         raise UserError(f"{folder} holds no photo in concept folders; check --split and --data_folder")
     return units, photos
+
+
+def unlabelled_photos(folder: Path) -> list[Photo]:
+    """All photos in a folder and in those inside it, in natural order of their names; nothing tells what they show.
+
+    Raises:
+        UserError: it is no folder, or there are none.
+    """
+    photos = []
+    for place, folders, _ in os.walk(folder):
+        kept = (name for name in folders if not name.startswith(".") and name.lower() not in NOT_CONCEPTS)
+        folders[:] = sorted(kept, key=natural_key)
+        photos += [_photo(path, folder, ()) for path in list_photos(Path(place))]
+    if not photos:
+        raise UserError(f"--photos {folder} {'holds no photo' if folder.is_dir() else 'is no folder'}: check the name")
+    return photos
 
 
 def _concept_of_photos(folder: str, dataset: str, concepts: Sequence[Concept]) -> Concept | None:

@@ -67,8 +67,8 @@ def run_detection(
     gallery = first(lambda: load_gallery(*where), shard)
     segment = settings.proposals == "masks"
     sources = identify(models, ground=not segment, segment=segment)
-    check_views(settings.views_folder, sources, models, loading, settings.split)
-    if settings.dataset == "myvlm":
+    check_views(settings.views_folder, sources, models, loading, "" if settings.photos else settings.split)
+    if settings.dataset == "myvlm" and not settings.photos:
         photos = without_references(photos, gallery)
     photos = photos[: settings.limit]
     config = _config(settings, models, loading, sources, gallery, photos)

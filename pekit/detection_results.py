@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 
 from pekit import metrics, results
 from pekit.datasets import NEGATIVE_SPLITS, Unit
+from pekit.files import write_atomically
 from pekit.records import Photo, counted
 
 
@@ -22,6 +26,7 @@ class DetectionSettings:
         thresholds: one or several, all evaluated from one pass of the models.
         proposals: "boxes" or "masks".
         views_folder: folder of the stored views.
+        photos: folder of photos that may show anything; None for those of the data set.
     """
 
     dataset: str
@@ -39,10 +44,11 @@ class DetectionSettings:
     views_folder: Path
     save_folder: Path
     show: bool
+    photos: Path | None = None
 
     @property
     def name(self) -> str:
-        return results.setting_name(self.dataset, self.multi_concept, self.test_split)
+        return results.setting_name(self.dataset, self.multi_concept, "photos" if self.photos else self.test_split)
 
 
 def write_results(
@@ -92,7 +98,8 @@ def _finish(
     settings: DetectionSettings,
     folder: Path,
 ) -> str:
-    """Write predictions, metrics and published arrays of one threshold; give the printable table.
+    """Write predictions and, where it is known what the photos show, metrics and published arrays of one threshold;
+    give the printable table.
 
     With several thresholds each has a folder inside the run's.
 
@@ -107,18 +114,9 @@ def _finish(
     """
     if len(settings.thresholds) > 1:
         folder = folder / f"threshold-{threshold}"
-    results.write_jsonl(
-        folder / "predictions.jsonl",
-        (
-            {
-                "photo": record["photo"],
-                "labels": record["labels"],
-                "detections": record["detections"][str(threshold)],
-                "similarities": record["similarities"],
-            }
-            for record in (records[photo.name] for photo in photos)
-        ),
-    )
+    best = _write_predictions(threshold, records, photos, folder)
+    if settings.photos:
+        return _finds(threshold, units, best, found_keys, settings)
     detected = [set(keys) for keys in found_keys]
     truth, found = _tables(photos, detected, units, settings.multi_concept)
     inverted = settings.test_split in NEGATIVE_SPLITS
@@ -152,6 +150,58 @@ def _finish(
             path = results.npy_file(place, settings.name, name, threshold, settings.variation)
             results.save_npy(path, measured.values[name])
     return _table(threshold, units, measured, means, of_mean, settings, len(photos))
+
+
+def _write_predictions(
+    threshold: float, records: results.StoredRecords, photos: Sequence[Photo], folder: Path
+) -> dict[str, tuple[float, str]]:
+    """Write ``predictions.jsonl``, and ``detections.csv`` with a line for each detection.
+
+    Returns:
+        Concept -> the best score of a detection, and its photo.
+    """
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["photo", "concept", "score", "left", "top", "right", "bottom"])
+    best: dict[str, tuple[float, str]] = {}
+
+    def predictions() -> Iterator[dict]:
+        for photo in photos:
+            record = records[photo.name]
+            found = record["detections"][str(threshold)]
+            for detection in found:
+                concept, score = detection["concept"], detection["score"]
+                rows.writerow([photo.name, concept, score, *detection["box_xyxyn"]])
+                if concept not in best or score > best[concept][0]:
+                    best[concept] = score, photo.name
+            yield {
+                "photo": photo.name,
+                "labels": record["labels"],
+                "detections": found,
+                "similarities": record["similarities"],
+            }
+
+    results.write_jsonl(folder / "predictions.jsonl", predictions())
+    write_atomically(folder / "detections.csv", table.getvalue())
+    return best
+
+
+def _finds(
+    threshold: float,
+    units: Sequence[Unit],
+    best: Mapping[str, tuple[float, str]],
+    found_keys: Sequence[Sequence[str]],
+    settings: DetectionSettings,
+) -> str:
+    """One line per concept, as text: in how many photos it was found, and the one of the best score."""
+    counts = Counter(key for keys in found_keys for key in keys)
+    width = max(len(unit.name) for unit in units)
+    lines = [f"{settings.name}, {settings.variation}, threshold {threshold}, {counted(len(found_keys), 'photo')}"]
+    lines.append(f"{'':{width}}  photos  best")
+    for unit in units:
+        score, photo = best.get(unit.name, (0.0, ""))
+        lines.append(f"{unit.name:{width}}  {counts[unit.name]:6d}" + (f"  {score:.2f} {photo}" if photo else ""))
+    return "\n".join(lines)
 
 
 def _tables(

@@ -356,6 +356,23 @@ class TestQueryPhotos:
             assert [unit.name for unit in units] == ["Alex_and_Alexs hat"]
 
 
+def test_unlabelled_photos_are_those_of_all_folders_below(tmp_path: Path) -> None:
+    write_photos(tmp_path / "holiday", ["10.png", "2.png"])
+    write_photos(tmp_path / "holiday/day 10", ["a.png"])
+    write_photos(tmp_path / "holiday/day 9/noon", ["a.png"])
+    for left_out in (".thumbs", "__MACOSX"):
+        write_photos(tmp_path / "holiday" / left_out, ["a.png"])
+    (tmp_path / "holiday/notes.txt").write_text("no photo")
+    photos = datasets.unlabelled_photos(tmp_path / "holiday")
+    assert [photo.name for photo in photos] == ["2.png", "10.png", "day 9/noon/a.png", "day 10/a.png"]
+    assert {photo.concepts for photo in photos} == {()}
+    assert photos[2].path == tmp_path / "holiday/day 9/noon/a.png"
+    (tmp_path / "empty").mkdir()
+    for folder, words in (("empty", "holds no photo"), ("none", "is no folder"), ("holiday/2.png", "is no folder")):
+        with pytest.raises(UserError, match=f"--photos .*{folder} {words}"):
+            datasets.unlabelled_photos(tmp_path / folder)
+
+
 def test_without_reference_photos_it_is_said_where_they_go(tmp_path: Path) -> None:
     (tmp_path / "YoLLaVA/test/mug").mkdir(parents=True)
     with pytest.raises(UserError, match=r"YoLLaVA/train is not there.*put reference photos into .*train/CONCEPT/"):

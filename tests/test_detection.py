@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -355,6 +356,57 @@ class TestResults:
         [record] = lines(run / "predictions.jsonl")
         assert record["detections"]
         assert written == [[f"{found['concept']} {found['score']:.2f}" for found in record["detections"]]]
+
+
+class TestUnlabelledPhotos:
+    @pytest.mark.parametrize("dataset", ["yollava", "myvlm"])
+    def test_what_is_found_is_listed(self, models: Path, tmp_path: Path, call: Callable, dataset: str) -> None:
+        if dataset == "yollava":
+            write_yollava(tmp_path / "data", CONCEPTS)
+        else:
+            write_myvlm(tmp_path / "data", CONCEPTS)
+        write_photos(tmp_path / "mine/inside", ["0.png"], seed=5)
+        references = sorted((tmp_path / "data").rglob("*.png" if dataset == "yollava" else "*.jpg"))
+        shutil.copy(references[0], tmp_path / "mine")
+        run = common(tmp_path, models, dataset)
+        assert_ran(call(extraction.main, *run))
+        search = (*run, "--photos", tmp_path / "mine", "--save_folder", tmp_path / "r")
+        result = call(main, *search, "--detect_thresh=-1,0.999")
+        assert_ran(result)
+        assert "negatives" not in result.stderr and "test photos" not in result.stderr
+        folder = run_folder(tmp_path / "r")
+        assert folder.name.endswith(f"-{dataset}-single-photos")
+        written = sorted(
+            path.relative_to(tmp_path / "r").name for path in (tmp_path / "r").rglob("*") if path.is_file()
+        )
+        assert written == ["config.json", *["detections.csv"] * 2, *["predictions.jsonl"] * 2, "summary.json"]
+        every = lines(folder / "threshold--1.0/predictions.jsonl")
+        assert [record["photo"] for record in every] == [references[0].name, "inside/0.png"]
+        assert [record["labels"] for record in every] == [[], []]
+        # the photo that a view was made of is there, too, and found at a threshold that nothing else passes
+        tables = result.stdout.split("\n\n")
+        for table, threshold in zip(tables, ("-1.0", "0.999"), strict=False):
+            found = lines(folder / f"threshold-{threshold}/predictions.jsonl")
+            assert f"threshold {threshold}, 2 photos" in table
+            for concept in CONCEPTS:
+                scores = {r["photo"]: d["score"] for r in found for d in r["detections"] if d["concept"] == concept}
+                (line,) = (line for line in table.splitlines() if line.startswith(f"{concept} "))
+                best = max(scores, key=scores.__getitem__, default="")
+                assert line.split() == [concept, str(len(scores)), *([f"{scores[best]:.2f}", best] if best else [])]
+            with (folder / f"threshold-{threshold}/detections.csv").open(encoding="utf-8", newline="") as file:
+                rows = [*csv.DictReader(file)]
+            assert [(row["photo"], row["concept"]) for row in rows] == [
+                (record["photo"], detection["concept"]) for record in found for detection in record["detections"]
+            ]
+            boxes = [[float(row[side]) for side in ("left", "top", "right", "bottom")] for row in rows]
+            assert boxes == [detection["box_xyxyn"] for record in found for detection in record["detections"]]
+        assert any(record["detections"] for record in every)
+
+    def test_options_that_do_not_go_together(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
+        run = (*common(small, models), "--photos", tmp_path / "none", "--save_folder", tmp_path / "r")
+        assert_refused(call(main, *run), "--photos", "is no folder")
+        assert_refused(call(main, *run, "--test_split", "Fake"), "--photos", "leave --test_split out")
+        assert not (tmp_path / "r").exists()
 
 
 class TestMeasuredByHand:

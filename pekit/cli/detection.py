@@ -33,6 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="Part of this-is-my's single-concept test photos (Positive).",
     )
     group.add_argument(
+        "--photos",
+        type=cli.folder,
+        metavar="FOLDER",
+        help="Search all photos in this folder, and in folders inside it, in place of the data set's test photos; what "
+        "they show need not be known, so there are no metrics.",
+    )
+    group.add_argument(
         "--detect_thresh",
         type=cli.thresholds,
         default=(0.75,),
@@ -89,13 +96,19 @@ def _test_split(args: argparse.Namespace) -> str | None:
 
 
 def _detect(args: argparse.Namespace, argv: list[str]) -> int:
-    test_split = _test_split(args)
+    test_split = None if args.photos else _test_split(args)
+    if args.photos and args.test_split:
+        raise UserError("--photos takes the place of the test photos: leave --test_split out")
     models, loading = cli.model_settings(args), cli.loading_settings(args)
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept)
-    units, photos = datasets.query_photos(
-        args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
-    )
-    datasets.warn_of_unknown(photos, concepts, units)
+    if args.photos:
+        units = [datasets.Unit(concept.key, (concept.key,)) for concept in concepts]
+        photos = datasets.unlabelled_photos(args.photos)
+    else:
+        units, photos = datasets.query_photos(
+            args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
+        )
+        datasets.warn_of_unknown(photos, concepts, units)
 
     shard = parallel.current_shard()
     if len(args.device_ids) > 1 and shard.world == 1:
@@ -123,6 +136,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
         views_folder=cli.views_folder(args),
         save_folder=args.save_folder,
         show=args.show,
+        photos=args.photos,
     )
     models = replace(models, device=parallel.shard_device(models.device, args.device_ids, shard))
     with parallel.joined(shard):
