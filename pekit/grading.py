@@ -201,7 +201,7 @@ def grade(
     """Grade answers, in no promised order.
 
     Questions with options are graded by their letter, captions by the names in them unless ``grader`` is "none", open
-    questions by ``grader``.
+    questions by ``grader`` where their answer is known.
 
     Args:
         answers: those without a reply stay ungraded.
@@ -219,12 +219,13 @@ def grade(
             yield replace(answer, verdict=grade_options(answer))
         elif query.identifiers and grader != "none":
             yield replace(answer, verdict=grade_caption(answer))
+        elif grader == "none" or not query.answer:
+            why = "--grader none" if grader == "none" else "the question file has no answer to it"
+            yield replace(answer, verdict=Verdict(None, "none", reason=why))
         elif grader == "exact":
             yield replace(answer, verdict=Verdict(exact_match(answer.reply, query.answer), "exact"))
-        elif grader == "gpt":
-            judged.setdefault((query.question, query.answer, answer.reply), []).append(answer)
         else:
-            yield replace(answer, verdict=Verdict(None, "none", reason="--grader none"))
+            judged.setdefault((query.question, query.answer, answer.reply), []).append(answer)
     if not judged:
         return
     if judge is None:

@@ -229,15 +229,19 @@ def _entries(content: dict, file: Path) -> Iterable[tuple[str, str, dict]]:
 def _wording(entry: dict, where: str) -> tuple[str, dict[str, str], str]:
     """Question, options and key, under any of their published names.
 
-    The key of a question with options is one of their letters; a key that gives an option's text means its letter.
+    The key of a question with options is one of their letters; a key that gives an option's text means its letter. An
+    open question may be without one, "", where nothing is to be graded.
     """
     question = _text(entry.get("question"))
-    answer = _text(next((entry[name] for name in ("correct_answer", "answer") if entry.get(name) is not None), None))
     if not question:
         raise UserError(f"{where} has no question that is a text: mend the file")
+    options = _options(entry.get("options") or entry.get("option") or {}, where)
+    given = next((entry[name] for name in ("correct_answer", "answer") if entry.get(name) is not None), None)
+    if given is None and not options:
+        return question, options, ""
+    answer = _text(given)
     if answer is None:
         raise UserError(f"{where} has no correct_answer (or answer) that is a text: mend the file")
-    options = _options(entry.get("options") or entry.get("option") or {}, where)
     if not (options or answer):
         raise UserError(f"{where} has an empty correct_answer: mend the file")
     key = _key(answer, options) if options else answer

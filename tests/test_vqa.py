@@ -1117,6 +1117,27 @@ def test_regrade_asks_the_judge_only(ask: Call, nowhere: dict, tmp_path: Path) -
     assert_no_key(tmp_path, result)
 
 
+def test_questions_without_answers_are_asked_where_nothing_is_graded(ask: Call, nowhere: dict, tmp_path: Path) -> None:
+    photos = {"test/pig-cup/0.png": {"question": "What is <sks> standing on?"}}
+    photos["test/pig-cup/1.png"] = {"question": "Where?", "answer": "outside"}
+    file = write_json(tmp_path / "own.json", {"pig-cup": photos})
+    run = ("--dataset", "yollava", "--json_path", file)
+    with ChatServer(lambda body, n: "Yes" if body["model"] == "judge" else "a table") as server:
+        config = config_with_key(tmp_path, server)
+        for grader in ("gpt", "exact"):
+            result = ask(*run, *served(server), "--grader", grader, "--config", config)
+            assert_refused(result, "own.json, 'pig-cup', 'test/pig-cup/0.png'", "no correct_answer", "--grader none")
+        assert not server.bodies
+        assert_ran(ask(*run, *served(server), "--grader", "none"))
+        folder = only_run(tmp_path / "results")
+        assert [(r["reply"], r["answer"]) for r in records(folder)] == [("a table", ""), ("a table", "outside")]
+        assert_ran(ask("--regrade", folder, "--grader", "gpt", "--config", config))
+        assert len(server.bodies) == 3  # nobody can judge the first
+    (again,) = folder.parent.glob("*-regraded")
+    assert [(r["grader"], r["correct"]) for r in records(again)] == [("none", None), ("gpt", True)]
+    assert records(again)[0]["reason"] == "the question file has no answer to it"
+
+
 def test_regrading_an_interrupted_run_says_what_is_missing(ask: Call, nowhere: dict, tmp_path: Path) -> None:
     with ChatServer(lambda body, n: "A") as server:
         assert_ran(ask("--dataset", "yollava", "--with_baseline", "--limit", 2, *served(server)))

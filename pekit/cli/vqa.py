@@ -264,6 +264,12 @@ def _questions(
     described = args.descriptions or (question_places.find_descriptions(file) if text_only else None)
     texts = questions.read_descriptions(described) if described else None
     found = questions.read_questions(file, concepts, folders, args.dataset, text_only, askable, texts)
+    keyless = (item for item in found.items if not item.question.answer)
+    if args.grader != "none" and (item := next(keyless, None)):
+        raise UserError(
+            f"{file}, '{item.subject}', '{item.question.photo_name}' has no correct_answer (or answer): mend the file, "
+            "or give --grader none to leave open questions ungraded"
+        )
     if args.descriptions and not any(item.question.context for item in found.items):
         raise UserError(
             f"{described} describes none of the concepts asked about, such as '{found.items[0].subject}': name "
