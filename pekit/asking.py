@@ -1,7 +1,7 @@
 """A run of VQA: where the concepts are, what is asked, what the LVLM replies, how it is graded.
 
-Regions are appended to ``regions.jsonl`` and replies to ``answers.jsonl`` as they come, so that an interrupted run goes
-on where it stopped; grading comes after, and the published files are written at the end.
+Regions are appended to ``regions-0.jsonl`` and replies to ``answers.jsonl`` as they come, so that an interrupted run
+goes on where it stopped; grading comes after, and the published files are written at the end.
 """
 
 from __future__ import annotations
@@ -86,13 +86,15 @@ def run_vqa(
     replied, items = _still_to_ask(questions, settings)
     matched = {key for answer in replied for key in answer.query.concepts}
     gallery = find_gallery({*concepts_of(items), *matched}, concepts, settings, models, loading)
+    all_concepts = TASKS[settings.task].others > 0
     if shard.rank:
         if gallery:
             with joined(shard):
-                nothing: list[int] = []
-                numbers = gather(nothing, shard)[0]  # the first process knows which questions are still to be asked
-                todo = [item for item in items if item.number in numbers]
-                locate_concepts(todo, gallery, settings, models, loading, shard)
+                # the first process knows the run's folder, and which photos are still to be searched
+                folder, numbers = gather((Path(), set[int]()), shard)[0]
+                left = [item for item in items if item.number in numbers]
+                regions = KeptRegions(folder, gallery, all_concepts, shard.rank)
+                locate_concepts(left, gallery, settings, models, loading, shard, regions.keep)
         return None
     count = len({*(item.number for item in questions.items), *(answer.query.number for answer in replied)})
     config = run_config(questions, settings, models, loading, lvlm_settings, gallery, argv, count)
@@ -106,16 +108,16 @@ def run_vqa(
         lvlm.check()
         if judge:
             judge.check()
-    folder = open_run(settings, lvlm_settings, config, None if TASKS[settings.task].others else matched)
+    folder = open_run(settings, lvlm_settings, config, None if all_concepts else matched)
     with kept(folder), nullcontext() if settings.resume else held(folder):
         asked: list[Answer] = []
         located: dict[Path, list[Detection]] = {}
         if gallery and (todo or shard.world > 1):
             with joined(shard):
-                regions = KeptRegions(folder, gallery)
+                regions = KeptRegions(folder, gallery, all_concepts, shard.rank)
                 located = regions.of(todo)
                 left = [item for item in todo if item.question.photo not in located]
-                gather([item.number for item in left], shard)
+                gather((folder, {item.number for item in left}), shard)
                 located |= locate_concepts(left, gallery, settings, models, loading, shard, regions.keep)
         if todo:
             queries = [query for query in plan(todo, located, concepts, settings) if query.identity not in done]
@@ -124,7 +126,8 @@ def run_vqa(
         describe_grading(folder, settings.grader, judge)
         report = finish(folder, verdicts, questions.left_out, settings.limit)
     if report.complete:
-        (folder / REGIONS).unlink(missing_ok=True)
+        for file in folder.glob(REGIONS):
+            file.unlink()
     else:
         tell_kept(folder)
     return report

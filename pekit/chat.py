@@ -135,11 +135,13 @@ class Chat:
         """
         import openai
 
-        with suppress(openai.OpenAIError, ValueError, AttributeError, TypeError):  # not every server has a list
+        # not every server has a list
+        with suppress(openai.OpenAIError, ValueError, AttributeError, TypeError, RecursionError):
             if self._endpoint.model in {model.id for model in self._client.models.list()}:
                 return
         with suppress(ChatError):  # of this one question
             self.ask([{"role": "user", "content": "Hello"}], str, max_tokens=1)
+        self._answered = False  # it may refuse every question with a photo
 
     def ask(self, messages: list[dict], accept: Callable[[str], T | None], **parameters: Any) -> tuple[T, str]:
         """Ask until there is an acceptable reply.
@@ -236,8 +238,11 @@ class Chat:
         """What to do about a server that refuses every request."""
         endpoint = self._endpoint
         if status in (401, 403):
-            verb = "set" if endpoint.key == NO_KEY else "check"
-            return f"{verb} {endpoint.key_option}" + (", and its rights" if status == 403 else "")
+            if endpoint.key == NO_KEY:
+                return f"set {endpoint.key_option}"
+            return f"check {endpoint.key_option}" + (", and its rights" if status == 403 else "")
+        if status == 404 and endpoint.kind == "azure":
+            return f"check the deployment's name and {endpoint.url_option}"
         if status == 404:
             return f"check the model's name and {endpoint.url_option}, which usually ends in /v1"
         return "check the credit"

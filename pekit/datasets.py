@@ -7,8 +7,7 @@ published ones, so a person's own photos in one of the three layouts work as wel
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,17 +259,35 @@ def query_photos(
     return units, photos
 
 
-def unlabelled_photos(folder: Path) -> list[Photo]:
+def unlabelled_photos(folder: Path, results: Path) -> list[Photo]:
     """All photos in a folder and in those inside it, in natural order of their names; nothing tells what they show.
+
+    Hidden folders are left out, and any that has been visited by another name.
+
+    Args:
+        folder: where to look.
+        results: folder of results, whose pictures are none of these.
 
     Raises:
         UserError: it is no folder, or there are none.
     """
-    photos = []
-    for place, folders, _ in os.walk(folder):
-        kept = (name for name in folders if not name.startswith(".") and name.lower() not in NOT_CONCEPTS)
-        folders[:] = sorted(kept, key=natural_key)
-        photos += [_photo(path, folder, ()) for path in list_photos(Path(place))]
+    visited = {results.resolve()}
+
+    def below(place: Path) -> Iterator[Path]:
+        if place.resolve() in visited:
+            return
+        visited.add(place.resolve())
+        try:
+            yield from list_photos(place)
+            folders = [entry for entry in place.iterdir() if entry.is_dir()]
+        except OSError as error:
+            log.warning("%s is left out: %s", place, error.strerror)
+            return
+        for own in sorted(folders, key=lambda entry: natural_key(entry.name)):
+            if not own.name.startswith(".") and own.name.lower() != "__macosx":
+                yield from below(own)
+
+    photos = [_photo(path, folder, ()) for path in below(folder)] if folder.is_dir() else []
     if not photos:
         raise UserError(f"--photos {folder} {'holds no photo' if folder.is_dir() else 'is no folder'}: check the name")
     return photos

@@ -83,8 +83,6 @@ def run_extraction(
     tasks = [Task(photo, number) for photo in photos for number in range(settings.n_augment + 1)]
     missing: list[int] = []
     stored = first(lambda: Stored() if shard.rank else _look_through(manifest, photos, settings), shard)
-    if not shard.rank:
-        _tell_of_orphans(settings.folder, {concept.key for concept in concepts})
     if shard.rank == 0:
         anew = stored.removed | stored.outdated | (set(map(place, tasks)) if settings.overwrite else set())
         missing = [i for i, task in enumerate(tasks) if place(task) in anew or not place(task).is_file()]
@@ -101,6 +99,8 @@ def run_extraction(
 
     # Only now, when what could be wrong with models and options has been found.
     first(lambda: None if shard.rank else _make_room(stored, settings.folder, manifest if todo else None), shard)
+    if not shard.rank:
+        _tell_of_orphans(settings.folder, {concept.key for concept in concepts})
     if recognizer:
         prompts = {concept.key: concept.prompt for concept in concepts}
         guarded = _guarded(place, manifest, settings.folder)
@@ -227,9 +227,9 @@ def _tell_of_orphans(folder: Path, concepts: Set[str]) -> None:
     others = [own for own in folder.iterdir() if own.name not in concepts] if folder.is_dir() else []
     if orphans := sorted((own.name for own in others if any(own.glob("*.pt"))), key=natural_key):
         log.warning(
-            "%s of views in %s have no reference photos any more, such as %s: vqa.py still knows such concepts; remove "
-            "the folders to forget them",
-            counted(len(orphans), "folder"),
+            "views of %s without reference photos in %s, such as %s: vqa.py still knows them; remove their folders to "
+            "forget them",
+            counted(len(orphans), "concept"),
             folder,
             orphans[0],
         )

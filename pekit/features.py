@@ -194,7 +194,7 @@ def _different(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each different key of N is first, in that order, and which of them each key is: int64 (U,), int64 (N,)."""
     _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    return first[order], np.argsort(order)[which]
+    return first[order], np.argsort(order)[which.reshape(-1)]  # numpy 2.0.0 gives a column
 
 
 def _prefix_sums(grid: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def locate_concepts(
     models: ModelSettings,
     loading: LoadingSettings,
     shard: Shard,
-    keep: Callable[[Photo, list[Detection]], None] = lambda photo, regions: None,
+    keep: Callable[[Photo, set[str], list[Detection]], None] = lambda *found: None,
 ) -> dict[Path, list[Detection]]:
     """The best region in each photo of each concept asked about there, and where the task outlines others of each of
     the gallery; looked for once per photo, by one of the processes.
@@ -75,7 +75,8 @@ def locate_concepts(
         models: of the recognition.
         loading: how photos are read.
         shard: which of the processes this is.
-        keep: is given the regions of each photo of this process that could be read, as they are found.
+        keep: is given each photo of this process that could be read, the concepts asked about there, and the regions,
+            as they are found.
 
     Returns:
         Photo -> regions, best first; a photo that cannot be read has none.
@@ -108,7 +109,7 @@ def locate_concepts(
         regions = [detection for detection in found if detection and detection.score > least]
         located[matches.photo.path] = sorted(regions, key=lambda detection: -detection.score)
         if not matches.error:
-            keep(matches.photo, located[matches.photo.path])
+            keep(matches.photo, about, located[matches.photo.path])
     del recognizer, matched  # the LVLM needs their room
     gc.collect()
     torch.cuda.empty_cache()

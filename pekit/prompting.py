@@ -83,6 +83,8 @@ def draw_boxes(image: Image.Image, detections: Sequence[Detection], labels: Sequ
 def _write(pen: ImageDraw.ImageDraw, label: str, corners: Sequence[int], colour: str, room: tuple[int, int]) -> None:
     """Write on a ground of a box's colour: above the box, or in it where there is no room above."""
     letters = max(12, min(room) // 30)
+    while pen.textlength(label, ImageFont.load_default(letters)) + letters // 2 > room[0] and letters > 6:
+        letters -= 1
     font = ImageFont.load_default(letters)
     left, top, right, bottom = pen.textbbox((0, 0), label, font)
     margin = letters // 4

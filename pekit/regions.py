@@ -175,7 +175,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def everything(self, picture: Image.Image, min_area: int) -> Regions:
-        """SAM's automatic masks of a squashed picture: predicted IoU at least 0.95, smaller masks dropped.
+        """SAM's automatic masks of a squashed picture: predicted IoU above 0.95, smaller masks dropped.
 
         Args:
             picture: RGB, S x S.

@@ -118,9 +118,10 @@ def claim(folder: Path) -> IO | None:
     lock = path.open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_still(path, lock):  # who held it has ended, and removed it, since it was opened here
+        while not _is_still(path, lock):  # who held it has ended, and removed it, since it was opened here
             lock.close()
-            return claim(folder)
+            lock = path.open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         return None

@@ -25,7 +25,7 @@ from pekit.vqa_results import ANSWERS, CONFIG, model_folder, summary_text, write
 
 log = logging.getLogger(__name__)
 
-REGIONS = "regions.jsonl"
+REGIONS = "regions-*.jsonl"
 
 # Settings that may differ between a run and its continuation: the replies do not depend on them.
 FREE = {
@@ -79,7 +79,7 @@ def run_config(questions: QuestionFile, settings: VqaSettings, models: ModelSett
     views = {}
     if gallery:
         models_used = identify(models, ground=True, segment=False)
-        views = {"models": models_used, **identity(gallery), "concepts": digests(gallery)}
+        views = {"models": models_used, **identity(gallery), "digests": digests(gallery)}
     return results.plain(
         {
             "argv": list(argv),
@@ -141,9 +141,9 @@ def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
     prints = [{role: m["fingerprint"] for role, m in some.get("models", {}).items()} for some in (views, others)]
     if prints[0] != prints[1]:
         return "set of models"
-    if views and "concepts" not in views:  # of an earlier version
+    if views and "digests" not in views:  # of an earlier version
         return "" if views["views_digest"] == others.get("views_digest") else "set of views"
-    before, now = views.get("concepts", {}), others.get("concepts", {})
+    before, now = views.get("digests", {}), others.get("digests", {})
     changed = (key for key in {**before, **now} if before.get(key) != now.get(key))
     return next((f"set of views of '{key}'" for key in changed if matched is None or key in matched), "")
 
@@ -151,32 +151,56 @@ def _difference(stored: dict, config: dict, matched: Set[str] | None) -> str:
 class KeptRegions:
     """The regions that a run has found, on disk until it ends: looking for them takes as long as asking, or longer.
 
+    Each process appends to a file of its own in the run's folder.
+
     Args:
         folder: of the run.
         gallery: regions found with other views do not count.
+        all_concepts: of every photo all concepts of the gallery are looked for, not those asked about alone.
+        rank: of the process.
     """
 
-    def __init__(self, folder: Path, gallery: Gallery) -> None:
-        self._file, self._views = folder / REGIONS, identity(gallery)["views_digest"]
+    def __init__(self, folder: Path, gallery: Gallery, all_concepts: bool, rank: int) -> None:
+        self._folder, self._views, self._all = folder, identity(gallery)["views_digest"], all_concepts
+        self._own = folder / f"regions-{rank}.jsonl"
 
     def of(self, items: Iterable[Item]) -> dict[Path, list[Detection]]:
-        """Photo -> regions, of the photos of these questions that are still the same."""
-        records = list(results.read_jsonl(self._file)) if self._file.is_file() else []
-        records = [record for record in records if record["views"] == self._views]
-        results.write_jsonl(self._file, records)  # without a line that was cut short, as more follow
-        digests = {record["photo"]: record for record in records}
-        photos = {item.question.photo: digests.get(item.question.photo_name) for item in items}
-        return {
-            photo: [Detection.from_json(region) for region in record["regions"]]
-            for photo, record in photos.items()
-            if photo and record and record["photo_digest"] == digest_if_readable(photo)
-        }
+        """Photo -> regions, of the photos that are still the same and in which all that is asked about was looked for.
 
-    def keep(self, photo: Photo, regions: Sequence[Detection]) -> None:
-        """Add those of one photo."""
-        record = {"photo": photo.name, "photo_digest": digest_if_readable(photo.path), "views": self._views}
-        with naming(self._file), self._file.open("a", encoding="utf-8") as file:
-            file.write(results.json_line({**record, "regions": [region.as_json() for region in regions]}))
+        For the first process, before the others append.
+        """
+        known: dict[str, list[dict]] = {}
+        files = sorted(self._folder.glob(REGIONS))
+        for record in (record for file in files for record in results.read_jsonl(file)):
+            if record["views"] == self._views:
+                known.setdefault(record["photo_digest"], []).append(record)
+        # without lines that were cut short, as more follow
+        results.write_jsonl(self._own, (record for records in known.values() for record in records))
+        for file in files:
+            if file != self._own:
+                file.unlink()
+        asked: dict[Path, set[str]] = {}
+        for item in items:
+            if item.question.photo:
+                asked.setdefault(item.question.photo, set()).update(item.question.concepts)
+        found = {}
+        for photo, concepts in asked.items():
+            for record in known.get(digest_if_readable(photo), ()):
+                if self._all or concepts.issubset(record["concepts"]):
+                    found[photo] = [Detection.from_json(region) for region in record["regions"]]
+        return found
+
+    def keep(self, photo: Photo, concepts: Iterable[str], regions: Sequence[Detection]) -> None:
+        """Add those of one photo, in which these concepts were looked for."""
+        record = {
+            "photo": photo.name,
+            "photo_digest": digest_if_readable(photo.path),
+            "views": self._views,
+            "concepts": sorted(concepts),
+            "regions": [region.as_json() for region in regions],
+        }
+        with naming(self._own), self._own.open("a", encoding="utf-8") as file:
+            file.write(results.json_line(record))
 
 
 def describe_lvlm(folder: Path, config: dict, description: dict) -> None:

@@ -360,17 +360,22 @@ def test_unlabelled_photos_are_those_of_all_folders_below(tmp_path: Path) -> Non
     write_photos(tmp_path / "holiday", ["10.png", "2.png"])
     write_photos(tmp_path / "holiday/day 10", ["a.png"])
     write_photos(tmp_path / "holiday/day 9/noon", ["a.png"])
-    for left_out in (".thumbs", "__MACOSX"):
+    for left_out in (".thumbs", "__MACOSX", "results"):
         write_photos(tmp_path / "holiday" / left_out, ["a.png"])
+    write_photos(tmp_path / "elsewhere/docs", ["b.png"])
+    (tmp_path / "holiday/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/docs/back").symlink_to(tmp_path / "holiday")
     (tmp_path / "holiday/notes.txt").write_text("no photo")
-    photos = datasets.unlabelled_photos(tmp_path / "holiday")
-    assert [photo.name for photo in photos] == ["2.png", "10.png", "day 9/noon/a.png", "day 10/a.png"]
+    photos = datasets.unlabelled_photos(tmp_path / "holiday", tmp_path / "holiday/results")
+    assert [photo.name for photo in photos] == [
+        *("2.png", "10.png", "day 9/noon/a.png", "day 10/a.png", "link/docs/b.png")
+    ]
     assert {photo.concepts for photo in photos} == {()}
     assert photos[2].path == tmp_path / "holiday/day 9/noon/a.png"
     (tmp_path / "empty").mkdir()
     for folder, words in (("empty", "holds no photo"), ("none", "is no folder"), ("holiday/2.png", "is no folder")):
         with pytest.raises(UserError, match=f"--photos .*{folder} {words}"):
-            datasets.unlabelled_photos(tmp_path / folder)
+            datasets.unlabelled_photos(tmp_path / folder, tmp_path / "results")
 
 
 def test_without_reference_photos_it_is_said_where_they_go(tmp_path: Path) -> None:

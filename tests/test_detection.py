@@ -358,6 +358,9 @@ class TestResults:
         assert written == [[f"{found['concept']} {found['score']:.2f}" for found in record["detections"]]]
 
 
+HERE = [0.25, 0.25, 0.5, 0.75]
+
+
 class TestUnlabelledPhotos:
     @pytest.mark.parametrize("dataset", ["yollava", "myvlm"])
     def test_what_is_found_is_listed(self, models: Path, tmp_path: Path, call: Callable, dataset: str) -> None:
@@ -400,6 +403,13 @@ class TestUnlabelledPhotos:
             assert boxes == [detection["box_xyxyn"] for record in found for detection in record["detections"]]
         assert any(record["detections"] for record in every)
 
+    def test_its_own_overlays_are_not_searched(self, small: Path, models: Path, call: Callable) -> None:
+        for _ in range(2):
+            search = ("--photos", small, "--save_folder", small / "r", "--show", "--detect_thresh", 0.5)
+            result = call(main, *common(small, models), *search)
+            assert_ran(result)
+            assert "threshold 0.5, 10 photos" in result.stdout  # 4 of train, 6 of test
+
     def test_options_that_do_not_go_together(self, small: Path, models: Path, tmp_path: Path, call: Callable) -> None:
         run = (*common(small, models), "--photos", tmp_path / "none", "--save_folder", tmp_path / "r")
         assert_refused(call(main, *run), "--photos", "is no folder")
@@ -418,7 +428,9 @@ class TestMeasuredByHand:
         """metrics.json and the words of the table; the concepts a photo shows are letters in its folder's name."""
         settings = replace(self.SETTINGS, save_folder=folder, **more)  # type: ignore[arg-type]
         photos = [Photo(Path(name), name, tuple(name.split("/")[0].split("_and_"))) for name in found]
-        detections = {name: {"0.5": [{"concept": key} for key in own]} for name, own in found.items()}
+        detections = {
+            name: {"0.5": [{"concept": k, "score": 0.9, "box_xyxyn": HERE} for k in own]} for name, own in found.items()
+        }
         records = [{"photo": n, "labels": [], "similarities": {}, "detections": d} for n, d in detections.items()]
         results.write_jsonl(folder / "part-0000-0.jsonl", records)
         done = {name: {"found": {"0.5": list(own)}, "error": None} for name, own in found.items()}
@@ -897,7 +909,7 @@ class TestGoingOn:
         arrays = {path.name for path in (small / "r").glob("*.npy")}
         assert len(arrays) == 4
         assert files_of(run_folder(small / "r")).keys() == {
-            "config.json", "metrics.json", "predictions.jsonl", "summary.json", *arrays
+            "config.json", "detections.csv", "metrics.json", "predictions.jsonl", "summary.json", *arrays
         }  # fmt: skip
 
     def test_after_a_stop_while_a_photo_is_drawn(

@@ -118,15 +118,19 @@ def test_views_of_concepts_that_are_gone_are_named(models: Path, tmp_path: Path,
     run = options(tmp_path, models)
     first = call(main, *run)
     assert_ran(first)
-    assert "no reference photos" not in first.stderr
+    assert "without reference photos" not in first.stderr
     train = tmp_path / "data/YoLLaVA/train"
     (train / CONCEPTS[1]).rename(train / "renamed-mug")
     result = call(main, *run)
     assert_ran(result)
     assert "1 view made" in result.stdout
-    assert f"1 folder of views in {tmp_path / 'features'}" in result.stderr and CONCEPTS[1] in result.stderr
+    assert f"views of 1 concept without reference photos in {tmp_path / 'features'}" in result.stderr
+    assert f"such as {CONCEPTS[1]}: vqa.py" in result.stderr
     views = tmp_path / "features/yollava/extracted_features"
     assert {folder.name for folder in views.iterdir() if folder.is_dir()} == {*CONCEPTS, "renamed-mug"}
+    again = call(main, *run, "--dino_img_size", 280, "--overwrite")
+    assert_ran(again)
+    assert "without reference photos" not in again.stderr  # theirs are gone with the others
 
 
 class TestManifest:

@@ -719,9 +719,28 @@ def test_the_key_goes_where_it_belongs_and_is_never_shown(no_key: pytest.MonkeyP
     assert "openai:my-model" in str(caught.value) and SECRET not in str(caught.value)
 
 
+def test_a_server_that_refuses_photos_alone_is_refusing_every_request(no_key: pytest.MonkeyPatch) -> None:
+    """One word that it was asked for to find out whether it is there counts as no answer to a question."""
+    refuse = lambda body, n: "Hi" if prompt_of(body) == "Hello" else (404, "no image input")  # noqa: E731
+    with ChatServer(refuse, models=()) as server:
+        lvlm = served(server)
+        lvlm.check()
+        with pytest.raises(UserError, match="refuses every request"):
+            list(lvlm.answers([Request(0, Image.new("RGB", (8, 8)), "?")]))
+        assert len(server.bodies) == 2
+
+
+def test_a_list_of_models_that_is_none_is_passed_over(no_key: pytest.MonkeyPatch) -> None:
+    for listed in (b"[" * 5000, b"<html>", b'{"data": [null, 3]}', b"null"):
+        with ChatServer(lambda body, n: "Hi", models=listed) as server:
+            served(server).check()
+            assert prompt_of(server.bodies[0]) == "Hello"
+
+
 @pytest.mark.parametrize(
     ("status", "key", "words"),
     [
+        (403, "", "set VLM_API_KEY (environment)"),
         (401, "", "set VLM_API_KEY (environment)"),
         (401, "my-own-key", "check VLM_API_KEY (environment)"),
         (403, "my-own-key", "check VLM_API_KEY (environment), and its rights"),

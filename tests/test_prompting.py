@@ -75,6 +75,16 @@ def test_labels_stand_above_their_boxes_or_in_them() -> None:
     assert not changed[160:, :300].any()
 
 
+def test_a_label_wider_than_the_photo_is_written_smaller() -> None:
+    image = Image.new("RGB", (200, 300))
+    found = [Detection("a", 0.8, (0.0, 0.5, 1.0, 0.9))]
+    short, long = (np.asarray(draw_boxes(image, found, [label])) for label in ("mug 0.80", f"{'a-name' * 6} 0.80"))
+    heights = [(drawn[:150] != 0).any((1, 2)).sum() for drawn in (short, long)]
+    assert heights[1] < heights[0]
+    ink = (long[:150] > 127).all(-1).any(0)
+    assert ink[:190].any() and not ink[199:].any()  # its end is there
+
+
 def test_labels_are_dark_on_light_colours() -> None:
     image = Image.new("RGB", (300, 300), "blue")
     boxes = [Detection("x", 1.0, (0.1, 0.5, 0.9, 0.9))] * 8

@@ -706,11 +706,11 @@ def test_regions_that_were_found_are_not_looked_for_again(
     def watched(items: Any, *rest: Any) -> dict:
         *rest, keep = rest
 
-        def noted(photo: Photo, regions: list[Detection]) -> None:
+        def noted(photo: Photo, concepts: set[str], regions: list[Detection]) -> None:
             if stop_after == len(searched):
                 raise KeyboardInterrupt
             searched.append(photo.name)
-            keep(photo, regions)
+            keep(photo, concepts, regions)
 
         return locate(items, *rest, noted)
 
@@ -718,7 +718,7 @@ def test_regions_that_were_found_are_not_looked_for_again(
     with ChatServer(lambda body, n: "A") as server:
         stop_after = 2
         assert_ran(ask(*run, tmp_path / "results", *served(server)), 130)
-        (stored,) = (tmp_path / "results").rglob("regions.jsonl")
+        (stored,) = (tmp_path / "results").rglob("regions-0.jsonl")
         assert [json.loads(line)["photo"] for line in stored.read_text().splitlines()] == searched
         with stored.open("a") as file:
             file.write('{"photo": "./yollava-data/te')  # a line that was cut short
@@ -734,6 +734,55 @@ def test_regions_that_were_found_are_not_looked_for_again(
         assert_ran(ask(*run, tmp_path / "whole", *served(server)))
     found, whole = (records(only_run(tmp_path / name)) for name in ("results", "whole"))
     assert len(found) == 3 and [r["regions"] for r in found] == [r["regions"] for r in whole]
+
+
+def test_regions_count_where_all_that_is_asked_about_was_looked_for(ask: Call, world: Path, tmp_path: Path) -> None:
+    """Of a limited run other questions may be asked in the end, about concepts not looked for in a photo before."""
+    shutil.copytree(world / "data", tmp_path / "data")
+    test = tmp_path / "data/YoLLaVA/test"
+    question = {"question": "Where is <sks>?", "options": {"A": "here", "B": "there"}, "answer": "A"}
+    file = write_json(
+        tmp_path / "three.json",
+        {
+            "pig-cup": {"test/pig-cup/0.png": question, "test/pig-cup/1.png": question},
+            "lamp": {"test/pig-cup/0.png": question},
+        },
+    )
+    run = ("--dataset", "yollava", "--data_folder", tmp_path / "data", "--json_path", file, "--limit", 2)
+    with ChatServer(lambda body, n: (500, "broken")) as server:
+        assert_ran(ask(*run, *served(server)), 1)
+    folder = only_run(tmp_path / "results")
+    (test / "pig-cup/1.png").unlink()
+    with ChatServer(lambda body, n: "A") as server:
+        assert_ran(ask("--resume", folder, *run, *served(server)))
+    assert [[r["concept"] for r in record["regions"]] for record in records(folder)] == [["pig-cup"], ["lamp"]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_regions_of_all_processes_are_kept(world: Path, models: Path, tmp_path: Path, processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+    def start(server: ChatServer, *options: object) -> None:
+        run = (*places(world, models, tmp_path), "--dataset", "yollava", *served(server), *options)
+        subprocess.run(
+            [*command, str(ROOT / "vqa.py"), *map(str, run)], capture_output=True, timeout=300, env=script_environment()
+        )
+
+    with ChatServer(lambda body, n: (500, "broken")) as server:
+        start(server)
+    folder = only_run(tmp_path / "results")
+    files = sorted(folder.glob("regions-*.jsonl"))
+    assert [file.name for file in files] == [f"regions-{n}.jsonl" for n in range(processes)]
+    kept = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert len({record["photo"] for record in kept}) == len(kept) == 3
+    for record in kept:  # as if they had been found elsewhere: so it can be seen that they are in use
+        record["regions"][0]["score"] = 0.123
+    for file in files:
+        file.write_text("".join(json.dumps(r) + "\n" for r in kept if file == files[0] or processes == 1) or "")
+    with ChatServer(lambda body, n: "A") as server:
+        start(server, "--resume", folder)
+    assert [record["regions"][0]["score"] for record in records(folder)] == [0.123] * 3
+    assert not list(folder.glob("regions-*"))
 
 
 def test_a_server_that_cannot_be_asked_is_found_before_photos_are_searched(

@@ -26,7 +26,7 @@ class ChatServer:
         delay: seconds before each answer.
         headers: sent with every answer.
         status: of answers that are bytes.
-        models: the names that it lists.
+        models: the names that it lists, or what it sends in place of a list.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ChatServer:
         delay: float = 0,
         headers: dict | None = None,
         status: int = 200,
-        models: tuple[str, ...] = ("test", "judge"),
+        models: tuple[str, ...] | bytes = ("test", "judge"),
     ) -> None:
         self.bodies: list[dict] = []
         self.keys: list[str] = []
@@ -49,6 +49,9 @@ class ChatServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if isinstance(models, bytes):
+                    owner._send(self, 200, models)
+                    return
                 listed = [{"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in models]
                 owner._send(self, 200, {"object": "list", "data": listed})
 

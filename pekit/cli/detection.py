@@ -103,7 +103,7 @@ def _detect(args: argparse.Namespace, argv: list[str]) -> int:
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept)
     if args.photos:
         units = [datasets.Unit(concept.key, (concept.key,)) for concept in concepts]
-        photos = datasets.unlabelled_photos(args.photos)
+        photos = datasets.unlabelled_photos(args.photos, args.save_folder)
     else:
         units, photos = datasets.query_photos(
             args.data_folder, args.dataset, args.multi_concept, args.split, test_split, concepts
