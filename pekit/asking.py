@@ -30,7 +30,6 @@ from pekit.questions import Item, QuestionFile
 from pekit.records import Concept, Detection, LoadingSettings, ModelSettings, PhotoError, UserError
 from pekit.vqa_results import ANSWERS, SUMMARY, TEXT
 from pekit.vqa_runs import (
-    REGIONS,
     KeptRegions,
     VqaReport,
     VqaSettings,
@@ -125,10 +124,7 @@ def run_vqa(
         verdicts = graded([*replied, *asked], settings.grader, judge, lvlm_settings.concurrency)
         describe_grading(folder, settings.grader, judge)
         report = finish(folder, verdicts, questions.left_out, settings.limit)
-    if report.complete:
-        for file in folder.glob(REGIONS):
-            file.unlink()
-    else:
+    if not report.complete:
         tell_kept(folder)
     return report
 

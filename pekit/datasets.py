@@ -274,9 +274,10 @@ def unlabelled_photos(folder: Path, results: Path) -> list[Photo]:
     visited = {results.resolve()}
 
     def below(place: Path) -> Iterator[Path]:
-        if place.resolve() in visited:
+        real = place.resolve()
+        if real in visited:
             return
-        visited.add(place.resolve())
+        visited.add(real)
         try:
             yield from list_photos(place)
             folders = [entry for entry in place.iterdir() if entry.is_dir()]

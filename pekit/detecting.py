@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,8 +220,8 @@ def _outcome(record: dict) -> dict:
     The record itself stays in its file: with its similarities, those of many photos would fill the memory.
     """
     found = {t: [detection["concept"] for detection in own] for t, own in record["detections"].items()}
-    similarities = results.plain(record["similarities"])  # read from a file they are so already
-    matched = any(similarity is not None for similarity in similarities.values())
+    # in a record that was read from a file, those that are no numbers are None
+    matched = any(s is not None and math.isfinite(s) for s in record["similarities"].values())
     return {"found": found, "matched": matched, "error": record["error"]}
 
 

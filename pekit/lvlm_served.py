@@ -31,14 +31,15 @@ class ServedLvlm(Lvlm):
         if not name:
             raise UserError(f"--vlm_model {SERVED} names no model: write {SERVED}<name>, as the server calls it")
         own = not settings.base_url or host_of(settings.base_url) == OPENAI_HOST
-        key = os.environ.get("VLM_API_KEY") or (os.environ.get("OPENAI_API_KEY") if own else NO_KEY)
+        variables = ("VLM_API_KEY", "OPENAI_API_KEY") if own else ("VLM_API_KEY",)
+        variable = next((name for name in variables if os.environ.get(name)), variables[0])
+        key = os.environ.get(variable) or ("" if own else NO_KEY)
         if not key:
             raise UserError(
                 f"--vlm_model {settings.source} needs a key: set VLM_API_KEY in the environment, or name another "
                 "server with --vlm_base_url"
             )
         option = f"--vlm_model {settings.source}"
-        variable = "VLM_API_KEY" if os.environ.get("VLM_API_KEY") or not own else "OPENAI_API_KEY"
         self._endpoint = Endpoint(
             option, name, key, settings.base_url, url_option="--vlm_base_url", key_option=f"{variable} (environment)"
         )

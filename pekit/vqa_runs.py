@@ -311,8 +311,11 @@ def finish(folder: Path, verdicts: Sequence[Answer], left_out: Sequence[LeftOut]
     summary = write_results(folder, verdicts, left_out)
     if empty := sum(answer.reply is not None and not answer.reply.strip() for answer in verdicts):
         log.warning("%s empty: the model said nothing", "1 reply is" if empty == 1 else f"{empty} replies are")
-    complete = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
-    return VqaReport(folder, summary, summary_text(summary), complete and not summary["errors"])
+    judged = all(a.verdict and (a.verdict.correct is not None or a.verdict.grader == "none") for a in verdicts)
+    complete = judged and not summary["errors"]
+    for file in folder.glob(REGIONS) if complete else ():
+        file.unlink()  # nothing is left to ask
+    return VqaReport(folder, summary, summary_text(summary), complete)
 
 
 def regrade(run: Path, grader: str, judge: Judge | None, concurrency: int) -> VqaReport:

@@ -89,6 +89,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _test_split(args: argparse.Namespace) -> str | None:
+    if args.photos:
+        if args.test_split:
+            raise UserError("--photos takes the place of the test photos: leave --test_split out")
+        return None
     positive = datasets.positive_part(args.dataset, args.multi_concept, args.split)
     if args.test_split and not positive:
         raise UserError("--test_split goes with the test photos of single-concept this-is-my: leave it out")
@@ -96,9 +100,7 @@ def _test_split(args: argparse.Namespace) -> str | None:
 
 
 def _detect(args: argparse.Namespace, argv: list[str]) -> int:
-    test_split = None if args.photos else _test_split(args)
-    if args.photos and args.test_split:
-        raise UserError("--photos takes the place of the test photos: leave --test_split out")
+    test_split = _test_split(args)
     models, loading = cli.model_settings(args), cli.loading_settings(args)
     concepts = datasets.read_concepts(args.data_folder, args.dataset, args.multi_concept)
     if args.photos:

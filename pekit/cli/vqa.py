@@ -346,12 +346,15 @@ def _lvlm_settings(args: argparse.Namespace) -> LvlmSettings:
 
 def _any_open(args: argparse.Namespace, task: Task, found: questions.QuestionFile) -> bool:
     """Whether the run has open questions, or has stored replies to such."""
-    if args.resume:
-        from pekit import vqa_runs
-
-        if any(answer.query.open for answer in vqa_runs.stored_answers(args.resume)):
-            return True  # whose photos may have gone since
+    if args.resume and _has_open_replies(args.resume):
+        return True  # whose photos may have gone since
     return not task.captions and any(not item.question.options for item in found.items[: args.limit])
+
+
+def _has_open_replies(run: Path) -> bool:
+    from pekit.vqa_runs import stored_answers
+
+    return any(answer.query.open for answer in stored_answers(run))
 
 
 def _judge(args: argparse.Namespace, open_questions: bool) -> Judge | None:
@@ -368,7 +371,7 @@ def _regrade(args: argparse.Namespace) -> int:
     for name, value in vars(args).items():
         if value != begun[name] and name not in GRADING + PLACES:
             raise UserError(f"--{name} is of no use for --regrade, which asks nothing anew: leave it out")
-    judge = _judge(args, any(answer.query.open for answer in vqa_runs.stored_answers(args.regrade)))
+    judge = _judge(args, _has_open_replies(args.regrade))
     return _print(vqa_runs.regrade(args.regrade, args.grader, judge, args.concurrency))
 
 
